@@ -1,0 +1,1 @@
+"""What is rented: instances, notices, and the providers that supply them."""

@@ -1,0 +1,65 @@
+"""The protocol that every cloud fulfils, and the errors that tell the caller what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from cloud.types import Instance, LaunchReply, SshTarget
+
+
+class CloudError(Exception):
+    """Anything a provider reports. The message names the call and the next thing to do."""
+
+
+class NoCapacityError(CloudError):
+    """The pool has nothing now: try another pool, or wait."""
+
+
+class QuotaError(CloudError):
+    """An account limit stands in the way: retrying cannot help. The message names the quota."""
+
+
+class CredentialsError(CloudError):
+    """The cloud does not accept who we are."""
+
+
+class MaybeStillRunningError(CloudError):
+    """We cannot prove that everything ended: something may still cost money."""
+
+
+class SpotProvider(Protocol):
+    """One cloud. All calls are idempotent under the same token and safe to repeat after a crash."""
+
+    @property
+    def name(self) -> str:
+        """`local`, `aws`, `gcp` or `hosts`."""
+        ...
+
+    async def start(self) -> None:
+        """Prepare what launches need (keys, networks). Call once before anything else."""
+        ...
+
+    async def request(self, count: int, token: str) -> LaunchReply:
+        """Rent up to `count` spot instances now. Never waits for capacity: what is refused is in the reply."""
+        ...
+
+    async def wait_for_capacity(self, timeout_s: float) -> None:
+        """Return when a new request may succeed, at the latest after `timeout_s`."""
+        ...
+
+    async def describe(self) -> Sequence[Instance]:
+        """Every instance of this job that the API knows, ended ones included for a while."""
+        ...
+
+    async def terminate(self, names: Sequence[str]) -> None:
+        """Ask for the end of these instances. Unknown and ended ones are no error."""
+        ...
+
+    def ssh_target(self, instance: Instance) -> SshTarget:
+        """How to reach a booted instance."""
+        ...
+
+    async def close(self) -> None:
+        """End every instance of this job and give back what `start` made."""
+        ...

@@ -1,0 +1,1 @@
+"""What trains: planning, replay, control and the engine."""

@@ -1,0 +1,1 @@
+"""The control plane: agents over SSH, the coordinator, the journal. No torch."""
