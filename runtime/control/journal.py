@@ -1,7 +1,7 @@
 """The journal: what a job asked of the cloud, what it holds and what happened, in SQLite (WAL).
 
 It is written before the cloud is called, so that a crash at any point leaves a record of what may be running.
-Any process may read it at any time: `parcae status` and `parcae down` know a job by its journal and files alone.
+Any process may read it at any time: `parcae status` and `parcae down` know a job by its journal and files.
 """
 
 from __future__ import annotations
@@ -294,8 +294,8 @@ class Journal:
         with self._write() as db:
             db.execute(
                 "INSERT OR REPLACE INTO instances VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (job, instance.name, instance.id, instance.token, instance.state, pool, json.dumps(list(pgids)),
-                 instance.launched_s, time.time()),
+                (job, instance.name, instance.id, instance.token, instance.state, pool,
+                 json.dumps(list(pgids)), instance.launched_s, time.time()),
             )  # fmt: skip
 
     def instances(self, job: str | None = None, live_only: bool = False) -> list[InstanceRecord]:
