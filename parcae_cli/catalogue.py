@@ -1,0 +1,52 @@
+"""What ships with the program (models, profiles, traces), found alike in a checkout and in a wheel."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import lru_cache
+from pathlib import Path
+
+from runtime.planning.errors import InputError
+from runtime.planning.model import ModelSpec, parse_model
+
+
+@lru_cache(maxsize=1)
+def templates_folder() -> Path:
+    """The folder of the shipped templates: inside the installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "templates", package.parent / "templates"):
+        if (folder / "models").is_dir():
+            return folder
+    raise InputError(f"{package}: the templates are missing; install parcae-cli again")
+
+
+def model_names() -> tuple[str, ...]:
+    """The names of the shipped models, sorted."""
+    return tuple(sorted(path.stem for path in (templates_folder() / "models").glob("*.toml")))
+
+
+def load_model(name: str) -> ModelSpec:
+    """A shipped model by name, or a template of the user's own by path (anything that ends in .toml).
+
+    Raises:
+        InputError: there is no such model or file, or it is not a good template.
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise InputError(
+                f"{name}: no such file; give a model's name ({', '.join(model_names())}) or a template"
+            )
+    else:
+        path = templates_folder() / "models" / f"{name}.toml"
+        if not path.is_file() or Path(name).name != name:
+            raise InputError(
+                f"no model {name!r}; there are {', '.join(model_names())}, or give the path of a .toml file"
+            )
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path}: is not TOML: {error}") from error
+    return parse_model(data, str(path))

@@ -1,0 +1,337 @@
+"""What is trained: a model as a list of layers, with the sizes that planning and the engine both rely on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.planning.errors import InputError
+
+BYTES_PER_VALUE = {"fp32": 4, "fp16": 2, "bf16": 2}
+FAMILIES = ("gpt", "profile")
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer, the unit that stages are cut from.
+
+    `output_bytes_per_sample` crosses to the next stage, and is all that is kept when activations are
+    recomputed.
+    """
+
+    name: str
+    params: int
+    forward_flops_per_sample: float
+    activation_bytes_per_sample: float
+    output_bytes_per_sample: float
+
+
+@dataclass(frozen=True)
+class GptShape:
+    """The numbers that make a GPT: blocks, width, heads, vocabulary and sequence length in tokens."""
+
+    layers: int
+    d_model: int
+    heads: int
+    vocab: int
+    seq: int
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """How a model is trained: batch sizes in samples, and AdamW's constants. `clip_norm` 0: no clipping."""
+
+    mini_batch: int
+    micro_batch: int
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    clip_norm: float = 1.0
+    dtype: str = "fp32"
+
+    @property
+    def micro_batches(self) -> int:
+        """How many micro-batches make one step, over all pipelines."""
+        return self.mini_batch // self.micro_batch
+
+
+@dataclass(frozen=True)
+class DeviceSpec:
+    """The GPU that estimates assume. `flops_per_s` is what training code reaches, not the peak."""
+
+    name: str
+    memory_bytes: int
+    flops_per_s: float
+    link_bytes_per_s: float
+
+
+@dataclass(frozen=True)
+class PriceSpec:
+    """What an instance costs, USD an hour."""
+
+    spot_usd_per_hour: float
+    on_demand_usd_per_hour: float
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model template, parsed and checked.
+
+    `gpt` is None for models that can be replayed but not trained. `artifact` names the measured profile.
+    `units_per_sample` turns samples into `unit` (tokens or images) where costs are printed.
+    """
+
+    name: str
+    family: str
+    layers: tuple[LayerSpec, ...]
+    gpt: GptShape | None
+    training: TrainingSpec
+    artifact: str | None
+    device: DeviceSpec
+    price: PriceSpec
+    unit: str
+    units_per_sample: int
+    bamboo_layout: tuple[int, int] | None = None
+
+    @property
+    def params(self) -> int:
+        """Parameters of the whole model."""
+        return sum(layer.params for layer in self.layers)
+
+
+class _Table:
+    """One TOML table that knows where it came from, so that every complaint names file and key."""
+
+    def __init__(self, data: Mapping[str, Any], source: str, where: str = "") -> None:
+        self.data = data
+        self.source = source
+        self.where = where
+        self.used: set[str] = set()
+
+    def key(self, name: str) -> str:
+        return f"{self.where}.{name}" if self.where else name
+
+    def fail(self, name: str, problem: str) -> InputError:
+        return InputError(f"{self.source}: {self.key(name)}: {problem}")
+
+    def table(self, name: str, required: bool = True) -> _Table | None:
+        self.used.add(name)
+        value = self.data.get(name)
+        if value is None:
+            if required:
+                raise self.fail(name, "this table is missing")
+            return None
+        if not isinstance(value, Mapping):
+            raise self.fail(name, "must be a table")
+        return _Table(value, self.source, self.key(name))
+
+    def need(self, name: str) -> _Table:
+        table = self.table(name)
+        assert table is not None
+        return table
+
+    def text(self, name: str, default: str | None = None) -> str:
+        self.used.add(name)
+        value = self.data.get(name, default)
+        if value is None:
+            raise self.fail(name, "is missing; give a text")
+        if not isinstance(value, str) or not value:
+            raise self.fail(name, f"must be a text, not {value!r}")
+        return value
+
+    def number(
+        self, name: str, default: float | None = None, low: float = 0.0, above: float | None = None
+    ) -> float:
+        self.used.add(name)
+        value = self.data.get(name, default)
+        if value is None:
+            raise self.fail(name, "is missing; give a number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise self.fail(name, f"must be a number, not {value!r}")
+        if value < low or (above is not None and value <= above):
+            bound = f"above {above:g}" if above is not None else f"at least {low:g}"
+            raise self.fail(name, f"must be {bound}, not {value!r}")
+        return float(value)
+
+    def count(self, name: str, default: int | None = None, low: int = 1) -> int:
+        value = self.number(name, default, low=low)
+        if value != int(value):
+            raise self.fail(name, f"must be a whole number, not {value!r}")
+        return int(value)
+
+    def no_more(self) -> None:
+        unknown = sorted(set(self.data) - self.used)
+        if unknown:
+            raise self.fail(unknown[0], f"unknown key; known here: {', '.join(sorted(self.used))}")
+
+
+def parse_model(data: Mapping[str, Any], source: str) -> ModelSpec:
+    """A model template as TOML's dictionary; `source` is the file's name, for messages.
+
+    Raises:
+        InputError: a key is missing, unknown or impossible.
+    """
+    top = _Table(data, source)
+    name = top.text("name")
+    family = top.text("family")
+    if family not in FAMILIES:
+        raise top.fail("family", f"must be one of {', '.join(FAMILIES)}, not {family!r}")
+    training = _training(top.need("training"))
+    gpt = None
+    if family == "gpt":
+        gpt = _gpt_shape(top.need("gpt"))
+        layers = gpt_layers(gpt, training.dtype)
+    else:
+        layers = _listed_layers(top)
+    unit, units_per_sample = ("token", gpt.seq) if gpt else ("image", 1)
+    profile = top.table("profile", required=False)
+    artifact, bamboo = None, None
+    if profile is not None:
+        artifact = profile.text("artifact") if "artifact" in profile.data else None
+        unit = profile.text("unit", unit)
+        units_per_sample = profile.count("units_per_sample", units_per_sample)
+        if "bamboo_pipelines" in profile.data:
+            bamboo = (profile.count("bamboo_pipelines"), profile.count("bamboo_stages"))
+        profile.no_more()
+    device = _device(top.need("device"))
+    price_table = top.need("price")
+    price = PriceSpec(
+        spot_usd_per_hour=price_table.number("spot_usd_per_hour"),
+        on_demand_usd_per_hour=price_table.number("on_demand_usd_per_hour"),
+    )
+    price_table.no_more()
+    top.no_more()
+    return ModelSpec(
+        name=name,
+        family=family,
+        layers=layers,
+        gpt=gpt,
+        training=training,
+        artifact=artifact,
+        device=device,
+        price=price,
+        unit=unit,
+        units_per_sample=units_per_sample,
+        bamboo_layout=bamboo,
+    )
+
+
+def gpt_layers(shape: GptShape, dtype: str = "fp32") -> tuple[LayerSpec, ...]:
+    """The layers of a GPT: embedding, blocks, head; parameter counts are exact.
+
+    Embedding: token and position tables. Block: pre-LN, qkv and output projections with bias, a 4x MLP.
+    Head: final LayerNorm and its own output matrix without bias (not tied to the embedding). Activation
+    bytes follow Korthikanti et al. 2022: s x h x (34 + 5 a s / h) for 16-bit values.
+    """
+    d, seq, vocab = shape.d_model, shape.seq, shape.vocab
+    wide = BYTES_PER_VALUE[dtype] / 2
+    boundary = BYTES_PER_VALUE[dtype] * seq * d
+    block = LayerSpec(
+        name="block",
+        params=12 * d * d + 13 * d,
+        forward_flops_per_sample=24.0 * seq * d * d + 4.0 * seq * seq * d,
+        activation_bytes_per_sample=wide * (34.0 * seq * d + 5.0 * shape.heads * seq * seq),
+        output_bytes_per_sample=boundary,
+    )
+    blocks = tuple(
+        LayerSpec(
+            f"block{index}",
+            block.params,
+            block.forward_flops_per_sample,
+            block.activation_bytes_per_sample,
+            block.output_bytes_per_sample,
+        )
+        for index in range(shape.layers)
+    )
+    embedding = LayerSpec("embedding", (vocab + seq) * d, 2.0 * seq * d, 2.0 * boundary, boundary)
+    head = LayerSpec(
+        "head", vocab * d + 2 * d, 2.0 * seq * d * vocab, 2.0 * boundary + 6.0 * seq * vocab * wide, 4.0
+    )
+    return (embedding, *blocks, head)
+
+
+def _training(table: _Table) -> TrainingSpec:
+    spec = TrainingSpec(
+        mini_batch=table.count("mini_batch"),
+        micro_batch=table.count("micro_batch"),
+        learning_rate=table.number("learning_rate", TrainingSpec.learning_rate, above=0.0),
+        weight_decay=table.number("weight_decay", TrainingSpec.weight_decay),
+        beta1=table.number("beta1", TrainingSpec.beta1),
+        beta2=table.number("beta2", TrainingSpec.beta2),
+        epsilon=table.number("epsilon", TrainingSpec.epsilon, above=0.0),
+        clip_norm=table.number("clip_norm", TrainingSpec.clip_norm),
+        dtype=table.text("dtype", TrainingSpec.dtype),
+    )
+    table.no_more()
+    for name in ("beta1", "beta2"):
+        if getattr(spec, name) >= 1:
+            raise table.fail(name, "must be below 1")
+    if spec.dtype not in BYTES_PER_VALUE:
+        raise table.fail("dtype", f"must be one of {', '.join(BYTES_PER_VALUE)}, not {spec.dtype!r}")
+    if spec.mini_batch % spec.micro_batch:
+        raise table.fail(
+            "micro_batch",
+            f"must divide mini_batch: {spec.mini_batch} = {spec.mini_batch // spec.micro_batch} x "
+            f"{spec.micro_batch} + {spec.mini_batch % spec.micro_batch}",
+        )
+    return spec
+
+
+def _gpt_shape(table: _Table) -> GptShape:
+    shape = GptShape(
+        layers=table.count("layers"),
+        d_model=table.count("d_model"),
+        heads=table.count("heads"),
+        vocab=table.count("vocab"),
+        seq=table.count("seq"),
+    )
+    table.no_more()
+    if shape.d_model % shape.heads:
+        raise table.fail("heads", f"must divide d_model: {shape.d_model} / {shape.heads} is not whole")
+    return shape
+
+
+def _listed_layers(top: _Table) -> tuple[LayerSpec, ...]:
+    top.used.add("layers")
+    rows = top.data.get("layers")
+    if not isinstance(rows, list) or not rows:
+        raise top.fail(
+            "layers", "is missing; list [[layers]] with name, params, forward_flops_per_sample, .."
+        )
+    layers: list[LayerSpec] = []
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise top.fail(f"layers[{number}]", "must be a table")
+        table = _Table(row, top.source, f"layers[{number}]")
+        name, repeat = table.text("name"), table.count("count", 1)
+        for copy in range(repeat):
+            layers.append(
+                LayerSpec(
+                    name=f"{name}{copy}" if repeat > 1 else name,
+                    params=table.count("params", low=0),
+                    forward_flops_per_sample=table.number("forward_flops_per_sample"),
+                    activation_bytes_per_sample=table.number("activation_bytes_per_sample"),
+                    output_bytes_per_sample=table.number("output_bytes_per_sample"),
+                )
+            )
+        table.no_more()
+    total = top.count("params", sum(layer.params for layer in layers))
+    if total != sum(layer.params for layer in layers):
+        listed = sum(layer.params for layer in layers)
+        raise top.fail("params", f"the layers add up to {listed:,}, not {total:,}")
+    return tuple(layers)
+
+
+def _device(table: _Table) -> DeviceSpec:
+    device = DeviceSpec(
+        name=table.text("name"),
+        memory_bytes=table.count("memory_bytes"),
+        flops_per_s=table.number("flops_per_s", above=0.0),
+        link_bytes_per_s=table.number("link_bytes_per_s", above=0.0),
+    )
+    table.no_more()
+    return device
