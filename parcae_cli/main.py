@@ -32,7 +32,7 @@ def _run(arguments: list[str]) -> int:
         code = command().main(arguments, prog_name="parcae", standalone_mode=False)
     except UsageProblem as problem:
         return _explain(problem)
-    # Outside its stand-alone mode typer returns the code of `Exit`, also for a Ctrl-C, or the command's result.
+    # Outside its stand-alone mode typer returns the code of `Exit`, also for a Ctrl-C, or the result.
     if code == INTERRUPTED:
         return report(KeyboardInterrupt())
     sys.stdout.flush()

@@ -1,0 +1,231 @@
+"""`parcae launch`: check what was asked for, run the job, say how it ended."""
+
+from __future__ import annotations
+
+import glob
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from parcae_cli.errors import FailedError, Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from runtime.control.job import JobResult, LaunchRequest
+
+CLOUDS = ("local",)
+PLANNED_CLOUDS = ("aws", "gcp", "hosts")
+POLICIES = ("parcae", "reactive")
+
+
+def launch(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A name from `parcae models`, or a .toml file of your own.")
+    ],
+    cloud: Annotated[
+        str, typer.Option(metavar="CLOUD", help="Where to rent nodes; `local` is this machine.")
+    ] = "local",
+    nodes: Annotated[int, typer.Option(metavar="N", min=1, help="How many nodes are wanted.")] = 8,
+    trace: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Local only: a file of which nodes there are, and when."),
+    ] = None,
+    speed: Annotated[float, typer.Option(metavar="X", help="Seconds of the trace per second of time.")] = 1.0,
+    notice: Annotated[
+        float,
+        typer.Option(
+            metavar="S", min=0, help="Seconds of the trace between a warning and the kill; 0: no warning."
+        ),
+    ] = 120.0,
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Train this many steps.")] = 200,
+    policy: Annotated[
+        str, typer.Option(metavar="NAME", help="How to use the fleet: parcae or reactive.")
+    ] = "parcae",
+    forecaster: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="How to forecast availability; see `parcae replay --help`."),
+    ] = None,
+    interval: Annotated[
+        float, typer.Option(metavar="S", help="Plan every so many seconds (of the trace).")
+    ] = 60.0,
+    lookahead: Annotated[int, typer.Option(metavar="N", min=1, help="Plan this many intervals ahead.")] = 12,
+    backup_every: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Steps between backups of the state.")
+    ] = 10,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB",
+            help="Files to train on, as a glob; may be repeated. Default: Python's standard library.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Decides the weights and the order of samples.")
+    ] = 0,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The job's name. Default: the model and a number.")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(metavar="USD", help="Stop before spending more than this, in USD.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Return when the job has started.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and print the plan; rent nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Train MODEL on spot instances, and keep training while they come and go.
+
+    Ctrl-C ends the job and everything it started.
+    """
+    from parcae_cli.shadow import refuse_modules_in
+
+    refuse_modules_in(Path.cwd())
+    check_cloud(cloud, trace)
+    for option, value in (("--speed", speed), ("--interval", interval), ("--budget", budget)):
+        if value is not None and not 0 < value < float("inf"):
+            raise UsageError(f"{option} {value:g}: must be above 0")
+    if policy not in POLICIES:
+        raise UsageError(
+            f"--policy {policy}: a job can follow {' or '.join(POLICIES)}", "Others: parcae replay"
+        )
+    check_model(model)
+
+    from parcae_cli.home import parcae_home
+    from runtime.control.job import LaunchRequest
+
+    home = parcae_home()
+    request = LaunchRequest(
+        name=job_name(name, model, home),
+        model=str(Path(model).resolve()) if model.endswith(".toml") else model,
+        home=home,
+        cloud=cloud,
+        nodes=nodes,
+        trace=check_trace(trace),
+        speed=speed,
+        steps=steps,
+        policy=policy,
+        forecaster=forecaster,
+        seed=seed,
+        notice_s=notice,
+        interval_s=interval,
+        lookahead=lookahead,
+        backup_every=backup_every,
+        budget_usd=budget,
+        corpus=files_of(data or []),
+    )
+    if dry_run:
+        from parcae_cli.render.job import print_request
+
+        print_request(request, as_json)
+    elif detach:
+        from parcae_cli.detach import launch_detached
+
+        launch_detached(request, sys.argv[1:], as_json)
+    else:
+        finish(carry_out(request), as_json)
+
+
+def carry_out(request: LaunchRequest) -> JobResult:
+    """Run the job to its end, in this process."""
+    from runtime.control.launch import run
+
+    return run(request)
+
+
+def finish(result: JobResult, as_json: bool) -> None:
+    """Print how the job ended.
+
+    Raises:
+        Interrupted: it was ended from outside.
+        FailedError: it did not reach its last step.
+    """
+    from parcae_cli.render.job import print_result
+
+    print_result(result, as_json)
+    if result.state == "interrupted":
+        raise Interrupted(f"job {result.job} after step {result.steps}; nothing of it is left running")
+    if result.state != "done":
+        why = result.why or "it did not reach its last step"
+        raise FailedError(f"job {result.job}: {why}", f"See: parcae logs {result.job}")
+
+
+def check_cloud(cloud: str, trace: str | None) -> None:
+    """Refuse clouds that are unknown, and those that this version cannot use yet."""
+    if cloud in PLANNED_CLOUDS:
+        raise UsageError(f"--cloud {cloud}: not yet in this version", "Use --cloud local")
+    if cloud not in CLOUDS:
+        raise UsageError(f"--cloud {cloud}: no such cloud", f"There is: {', '.join(CLOUDS)}")
+    if trace is not None and cloud != "local":
+        raise UsageError(f"--trace is for --cloud local; {cloud} decides by itself which nodes there are")
+
+
+def check_model(model: str) -> None:
+    """Refuse what is not a good template of a model that can be trained."""
+    from parcae_cli.catalogue import load_model
+
+    if load_model(model).gpt is None:
+        raise UsageError(f"{model} can be replayed, not trained", "Models that can be: parcae models")
+
+
+def check_trace(trace: str | None) -> Path | None:
+    """The trace's path, if a trace is there."""
+    if trace is None:
+        return None
+    path = Path(trace).expanduser()
+    if not path.is_file():
+        raise UsageError(
+            f"--trace {trace}: no such file", "Traces that come with Parcae: parcae trace --help"
+        )
+    return path.resolve()
+
+
+def files_of(globs: list[str]) -> tuple[Path, ...]:
+    """The files that the globs name, sorted, each once.
+
+    Raises:
+        UsageError: a glob matches no file, or one of its files cannot be read.
+    """
+    found: set[Path] = set()
+    for pattern in globs:
+        # Path.glob refuses absolute patterns.
+        matches = glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207
+        files = [path for match in matches if (path := Path(match)).is_file()]
+        if not files:
+            raise UsageError(f"--data {pattern}: matches no file", "Quote the glob, and give a path to files")
+        for path in files:
+            try:
+                with path.open("rb") as file:
+                    file.read(1)
+            except OSError as error:
+                raise UsageError(f"--data {pattern}: {path} cannot be read: {error.strerror}") from None
+        found.update(path.resolve() for path in files)
+    if found and not any(path.stat().st_size for path in found):
+        raise UsageError(f"--data {' '.join(globs)}: all files are empty")
+    return tuple(sorted(found))
+
+
+def job_name(name: str | None, model: str, home: Path) -> str:
+    """The name that was asked for, if it is free, or a new one after the model.
+
+    Raises:
+        UsageError: the name is taken, or cannot be one.
+    """
+    from runtime.control.journal import Journal, check_job_name
+
+    taken: set[str] = set()
+    if (home / "journal.db").exists():
+        journal = Journal(home)
+        taken = {job.name for job in journal.jobs()}
+        journal.close()
+    if name is None:
+        stem = Path(model).stem
+        return next(free for k in range(1, len(taken) + 2) if (free := f"{stem}-{k}") not in taken)
+    try:
+        check_job_name(name)
+    except ValueError as error:
+        raise UsageError(f"--name: {error}") from None
+    if name in taken:
+        raise UsageError(f"--name {name}: there is already a job of this name", f"See: parcae status {name}")
+    return name

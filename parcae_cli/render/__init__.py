@@ -1,0 +1,1 @@
+"""How results and live views look: text with rich, or JSON."""

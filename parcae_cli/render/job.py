@@ -1,0 +1,63 @@
+"""How a launched job's request and result look."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from parcae_cli.render.output import bytes_text, duration_text, print_json, text_console, usd_text
+from runtime.control.job import JobResult, LaunchRequest
+
+
+def print_request(request: LaunchRequest, as_json: bool) -> None:
+    """What a launch would do: every option as it was understood."""
+    if as_json:
+        print_json(request.as_json() | {"job": request.name, "state": "planned"})
+        return
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
+    for key, value in request.as_json().items():
+        if key == "corpus":
+            value = f"{len(request.corpus)} files" if request.corpus else "the standard library's sources"
+        table.add_row(key, "-" if value is None else str(value))
+    console = text_console()
+    console.print("[bold]Would launch[/] (nothing was started)")
+    console.print(table)
+
+
+def print_result(result: JobResult, as_json: bool) -> None:
+    """How a job ended: what was trained, what it survived, what it cost."""
+    if as_json:
+        print_json(result.as_json())
+        return
+    from rich.table import Table
+
+    colour = {"done": "green", "failed": "red"}.get(result.state, "yellow")
+    loss = "-" if result.final_loss is None else f"{result.final_loss:.4f}"
+    changes = Counter(str(record.kind) for record in result.migrations)
+    lost = sum(len(record.nodes_lost) for record in result.migrations)
+    joined = sum(len(record.nodes_joined) for record in result.migrations)
+    pauses = sorted(record.pause_s for record in result.migrations if record.before is not None)
+    moved = sum(record.bytes_moved for record in result.migrations)
+    kinds = ", ".join(f"{count} {kind.replace('_', '-')}" for kind, count in changes.items())
+    rows = [
+        ("trained", f"{result.steps} steps, {result.samples:,} samples in {duration_text(result.wall_s)}"),
+        ("loss", loss),
+        ("samples", f"{result.samples_lost} lost, {result.samples_repeated} trained twice"),
+        ("nodes", f"{lost} lost, {joined} joined"),
+        ("changes", f"{kinds or 'none'}; {bytes_text(moved)} moved"),
+    ]
+    if pauses:
+        rows.append(("pause", f"median {duration_text(pauses[len(pauses) // 2])}, "
+                              f"longest {duration_text(pauses[-1])}"))  # fmt: skip
+    rows.append(("cost", f"{usd_text(result.usd)} (on demand {usd_text(result.usd_on_demand)})"))
+    if result.weights_sha256:
+        rows.append(("weights", f"sha256 {result.weights_sha256[:16]}..."))
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
+    for row in rows:
+        table.add_row(*row)
+    console = text_console()
+    console.print(f"job [bold]{result.job}[/] [bold {colour}]{result.state}[/]")
+    console.print(table)

@@ -1,0 +1,109 @@
+"""A job as data: what was asked for, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.planning.types import Layout, MigrationKind
+
+
+@dataclass(frozen=True)
+class LaunchRequest:
+    """Everything that `parcae launch` was told, checked.
+
+    `model` is a shipped template's name or the path of the user's own. `nodes` is how many are wanted;
+    `trace` decides how many there are and names them, `speed` is its seconds per wall second, and `notice_s`
+    its seconds between a warning and the kill. `corpus` are the files to train on; none: the standard
+    library's sources. `forecaster` None: the planner's default. `home` is where the journal and the job's
+    files go.
+    """
+
+    name: str
+    model: str
+    home: Path
+    cloud: str = "local"
+    nodes: int = 8
+    trace: Path | None = None
+    speed: float = 1.0
+    steps: int = 200
+    policy: str = "parcae"
+    forecaster: str | None = None
+    seed: int = 0
+    notice_s: float = 120.0
+    interval_s: float = 60.0
+    lookahead: int = 12
+    history: int = 12
+    backup_every: int = 10
+    budget_usd: float | None = None
+    corpus: tuple[Path, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The request as JSON values: the journal keeps it as the job's specification."""
+        return asdict(self) | {
+            "home": str(self.home),
+            "trace": None if self.trace is None else str(self.trace),
+            "corpus": [str(path) for path in self.corpus],
+        }
+
+
+@dataclass(frozen=True)
+class MigrationRecord:
+    """A change of assignment that was carried out.
+
+    `step` is the first step committed in the new generation; `pause_s` the time between the last commit
+    before and the first after, less one ordinary step. `before` is None for the first assignment.
+    """
+
+    generation: int
+    step: int
+    kind: MigrationKind
+    noticed: bool
+    pause_s: float
+    nodes_lost: tuple[str, ...]
+    nodes_joined: tuple[str, ...]
+    bytes_moved: int
+    before: Layout | None
+    after: Layout
+
+    def as_json(self) -> dict[str, Any]:
+        """The record under the names of the command line's contract."""
+        return {
+            "generation": self.generation,
+            "step": self.step,
+            "kind": str(self.kind),
+            "noticed": self.noticed,
+            "pause_s": self.pause_s,
+            "nodes_lost": list(self.nodes_lost),
+            "nodes_joined": list(self.nodes_joined),
+            "bytes_moved": self.bytes_moved,
+            "from": None if self.before is None else str(self.before),
+            "to": str(self.after),
+        }
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """How a job ended. `state` is `done`, `failed` or `interrupted`; `why` explains the last two.
+
+    `weights_sha256` and `final_loss` are None where no step was committed.
+    """
+
+    job: str
+    state: str
+    steps: int
+    samples: int
+    samples_lost: int
+    samples_repeated: int
+    final_loss: float | None
+    weights_sha256: str | None
+    wall_s: float
+    usd: float
+    migrations: tuple[MigrationRecord, ...] = ()
+    usd_on_demand: float = 0.0
+    why: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The one object that `parcae launch --json` prints."""
+        return asdict(self) | {"migrations": [record.as_json() for record in self.migrations]}
