@@ -122,9 +122,17 @@ class GenerationLive:
 
 @dataclass(frozen=True)
 class MigrationFailed:
-    """This generation could not be built (a member died meanwhile): plan again."""
+    """The pending generation could not be built (a member died meanwhile); the running one goes on. Plan again."""
 
     generation: int
+
+
+@dataclass(frozen=True)
+class TrainingStopped:
+    """No generation is at work any more: the running one was abandoned, and a pending one with it.
+
+    A StateReported follows in the same batch. The controller must command a plan, or Wait.
+    """
 
 
 @dataclass(frozen=True)
@@ -140,6 +148,7 @@ Event = (
     | StateReported
     | GenerationLive
     | MigrationFailed
+    | TrainingStopped
     | IntervalElapsed
 )
 
