@@ -84,12 +84,9 @@ class ArtifactCosts:
             return Cost(self.groups_s(after, REMOVE) + self.process_init_s)
         restart_s = self.restart_s(after, grows)
         same_cut = before is not None and before.stages == after.stages
-        if same_cut:
-            copy_s = max(self.transfer_s(change.fetch_bytes), self.transfer_s(change.backup_bytes))
-        else:
-            largest = max(profile.stage_bytes(after.stages))
-            copy_s = max(self.transfer_s(change.fetch_bytes), self.transfer_s(change.backup_bytes))
-            copy_s += self.transfer_s(largest) if after.pipelines > 1 else 0.0
+        copy_s = max(self.transfer_s(change.missing_bytes), self.transfer_s(change.wiped_bytes))
+        if not same_cut and after.pipelines > 1:
+            copy_s += self.transfer_s(max(profile.stage_bytes(after.stages)))
         return Cost(restart_s + copy_s)
 
     def checkpoint_restart_s(self, profile: Profile, layout: Layout, added: bool) -> float:

@@ -15,9 +15,10 @@ from runtime.planning.types import Layout, MigrationKind
 class Change:
     """A change of assignment, summed up by what its price depends on.
 
-    `lost_positions`: positions whose node is gone. `fetch_bytes`: the most that any one node receives from
-    peers. `backup_bytes`: all that comes from the backup. `fresh_nodes`: nodes that take a position and held
-    nothing. `noticed`: no step in flight is lost, and training can go on while the change is prepared.
+    `lost_positions`: positions whose node is gone. `fresh_nodes`: nodes that take a position and held
+    nothing. `missing_bytes`: the most that any one node lacks of its new stage. `wiped_bytes`: layers nobody
+    holds any more. `backup_bytes`: all that the backup has to send. `noticed`: no step in flight is lost, and
+    training can go on while the change is prepared.
     """
 
     kind: MigrationKind
@@ -25,7 +26,8 @@ class Change:
     after: Layout
     lost_positions: int = 0
     fresh_nodes: int = 0
-    fetch_bytes: float = 0.0
+    missing_bytes: float = 0.0
+    wiped_bytes: float = 0.0
     backup_bytes: float = 0.0
     noticed: bool = False
 
@@ -85,7 +87,9 @@ class MeasuredCosts:
     def cost(self, profile: Profile, change: Change) -> Cost:
         """See `CostModel`."""
         groups_s = self.groups_s + self.groups_s_per_position * change.after.positions
-        copy_s = change.fetch_bytes / self.link_bytes_per_s + change.backup_bytes / self.backup_bytes_per_s
+        copy_s = change.missing_bytes / self.link_bytes_per_s
+        if change.kind is MigrationKind.ROLLBACK:
+            copy_s = change.backup_bytes / self.backup_bytes_per_s
         if change.noticed and change.kind is not MigrationKind.ROLLBACK:
             return Cost(stall_s=self.switch_s, prepare_s=groups_s + copy_s)
         redo_steps = 0.5 if change.lost_positions else 0.0

@@ -1,0 +1,52 @@
+"""Which layout to run next: the one that commits the most over the look-ahead, its cost paid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from runtime.planning.costs import Cost
+from runtime.planning.profile import Profile
+from runtime.planning.types import Layout
+
+# Two plans closer than this (relative) are equal: then nothing changes. Far below what a profile can tell
+# apart.
+EQUAL = 1e-9
+
+
+@dataclass(frozen=True)
+class Option:
+    """One thing that can be done now: go to `layout` at `cost`; `stay` marks going on as it is."""
+
+    layout: Layout
+    cost: Cost
+    stay: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The option taken; `liveput` is the samples a second it is expected to commit over the look-ahead."""
+
+    option: Option
+    liveput: float
+    runner_up: Option | None = None
+
+
+def choose(profile: Profile, options: Sequence[Option], running: Layout | None, horizon_s: float) -> Choice:
+    """The best of `options` (not empty) if availability stays as it is; staying wins ties."""
+
+    def value(option: Option) -> float:
+        prepare_s = min(option.cost.prepare_s, horizon_s)
+        left_s = max(0.0, horizon_s - prepare_s - option.cost.pause_s)
+        before = profile.samples_per_s(running) if running else 0.0
+        return prepare_s * before + left_s * profile.samples_per_s(option.layout)
+
+    ranked = sorted(
+        options, key=lambda option: (-value(option), not option.stay, option.layout.positions, option.layout)
+    )
+    best = ranked[0]
+    for option in ranked[1:]:
+        if option.stay and value(option) >= value(best) * (1 - EQUAL):
+            best = option
+    others = [option for option in ranked if option is not best]
+    return Choice(best, value(best) / horizon_s, others[0] if others else None)
