@@ -1,0 +1,164 @@
+"""One local node: an SSH server, a metadata endpoint, a work folder and process groups, all ended at one blow."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+import asyncssh
+
+from cloud.local.metadata import MetadataService
+from cloud.processes import Fate, ProcessRecord, Register
+from cloud.types import Instance, SshTarget
+
+USERNAME = "parcae"
+
+# What a node inherits from the launching machine. Everything else (tokens, keys, cloud profiles) stays outside.
+_INHERITED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+
+
+def node_environment() -> dict[str, str]:
+    """The part of this process's environment that nodes may see."""
+    return {name: os.environ[name] for name in _INHERITED if name in os.environ}
+
+
+class LocalNode:
+    """A machine made of processes. `start` boots it, `kill` is the power switch."""
+
+    def __init__(self, instance: Instance, folder: Path, log: Path, client_key: asyncssh.SSHKey) -> None:
+        self.instance = instance
+        self.folder = folder
+        self.log = log
+        self.alive = False
+        self.register = Register(folder / "pgids")
+        self.metadata = MetadataService(instance.id, instance.pool.instance_type, instance.pool.zone)
+        self._client_key = client_key
+        self._host_key = asyncssh.generate_private_key("ssh-ed25519")
+        self._server: asyncssh.SSHAcceptor | None = None
+        self._connections: set[asyncssh.SSHServerConnection] = set()
+        self._processes: set[asyncio.subprocess.Process] = set()
+        self._environment: dict[str, str] = {}
+
+    async def start(self, environment: Mapping[str, str]) -> None:
+        """Boot: afterwards SSH and the metadata service answer. A node killed meanwhile stays dead."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.register.path.touch()
+        self.alive = True
+        await self.metadata.listen()
+        self._environment = {
+            **node_environment(),
+            **environment,
+            "HOME": str(self.folder),
+            "PARCAE_NODE": self.instance.name,
+            "PARCAE_REGISTER": str(self.register.path),
+            "PARCAE_LOG": str(self.log),
+            "AWS_EC2_METADATA_SERVICE_ENDPOINT": self.metadata.url,
+        }
+        authorized = asyncssh.import_authorized_keys(self._client_key.export_public_key().decode())
+        self._server = await asyncssh.listen(
+            "127.0.0.1",
+            0,
+            server_factory=lambda: _Gate(self),
+            server_host_keys=[self._host_key],
+            authorized_client_keys=authorized,
+            process_factory=self._serve,
+            sftp_factory=lambda channel: asyncssh.SFTPServer(channel, chroot=os.fsencode(self.folder)),
+            encoding=None,
+            config=None,
+        )
+        if not self.alive:
+            self._close_ports()
+
+    def ssh_target(self) -> SshTarget:
+        """Where the node's SSH server listens, with the keys that it was given at launch."""
+        if self._server is None:
+            raise RuntimeError(f"node {self.instance.name} has not booted")
+        return SshTarget(
+            host="127.0.0.1",
+            port=self._server.get_port(),
+            username=USERNAME,
+            client_key=self._client_key.export_private_key().decode(),
+            host_public_key=self._host_key.export_public_key().decode(),
+        )
+
+    def kill(self) -> dict[ProcessRecord, Fate]:
+        """The machine is gone: port closed, every process group SIGKILLed, connections dropped without goodbye."""
+        self.alive = False
+        self._close_ports()
+        fates = self.register.kill()
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        for connection in list(self._connections):
+            connection.abort()
+        return fates
+
+    def cut(self) -> None:
+        """Break the SSH connections and nothing else, as a network fault does."""
+        for connection in list(self._connections):
+            connection.abort()
+
+    def _close_ports(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        self.metadata.close()
+
+    async def _serve(self, remote: asyncssh.SSHServerProcess[bytes]) -> None:
+        """Run one command of an SSH session in its own process group; it outlives the session, as on a real sshd."""
+        process = await asyncio.create_subprocess_exec(
+            "/bin/sh",
+            "-c",
+            remote.command or "exec sh",
+            cwd=self.folder,
+            env=self._environment,
+            start_new_session=True,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        self._processes.add(process)
+        try:
+            if not self.register.enter("command", process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(asyncssh.Error, OSError):
+                await remote.redirect(process.stdin, process.stdout, process.stderr)
+                status = await process.wait()
+                await remote.stdout.drain()  # without this the last lines can be lost
+                if status >= 0:
+                    remote.exit(status)
+                else:
+                    remote.exit_with_signal(signal.Signals(-status).name.removeprefix("SIG"))
+            await process.wait()
+        finally:
+            self._processes.discard(process)
+
+
+class _Gate(asyncssh.SSHServer):
+    """Keeps count of connections, and lets the agent's socket be reached while the node lives."""
+
+    def __init__(self, node: LocalNode) -> None:
+        self._node = node
+        self._connection: asyncssh.SSHServerConnection | None = None
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        self._connection = conn
+        self._node._connections.add(conn)
+        if not self._node.alive:
+            conn.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._connection is not None:
+            self._node._connections.discard(self._connection)
+
+    def begin_auth(self, username: str) -> bool:
+        return True
+
+    def unix_connection_requested(self, dest_path: str) -> bool:
+        return self._node.alive

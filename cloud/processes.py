@@ -1,0 +1,178 @@
+"""Process groups on record, so that whoever comes later can end exactly those and nothing else.
+
+A process that becomes a group leader enters itself in the register of its node: a file of lines `pid start role`,
+where `start` is the kernel's start time in clock ticks (field 22 of /proc/PID/stat), so that a number that was given
+to another process since is never mistaken for the old one. Closing a register leaves a mark beside it. A newcomer
+writes its line first and looks for the mark second; whoever ends the node sets the mark first and reads the lines
+second: one of the two always sees the other, so nothing slips through between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+
+class Fate(StrEnum):
+    """What became of a recorded process group."""
+
+    KILLED = "killed"
+    GONE = "gone"
+    DOUBTFUL = "doubtful"
+
+
+@dataclass(frozen=True)
+class ProcessRecord:
+    """One process group leader. `start_ticks` is 0 where the kernel could not be asked."""
+
+    pid: int
+    start_ticks: int
+    role: str
+
+
+@dataclass(frozen=True)
+class _Stat:
+    state: str
+    group: int
+    start_ticks: int
+
+
+def _stat(pid: int) -> _Stat | None:
+    """What /proc says about a process, None if there is none of that number."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name stands in brackets and may itself hold spaces and brackets.
+    fields = text[text.rindex(")") + 2 :].split()
+    return _Stat(fields[0], int(fields[2]), int(fields[19]))
+
+
+def start_ticks(pid: int) -> int | None:
+    """The start time of a living process in clock ticks since boot; None if it has ended (zombies have)."""
+    stat = _stat(pid)
+    return None if stat is None or stat.state in "ZX" else stat.start_ticks
+
+
+def is_alive(record: ProcessRecord) -> bool:
+    """Whether that very process still runs, not another one of the same number."""
+    return start_ticks(record.pid) == record.start_ticks
+
+
+def _members(group: int) -> list[tuple[int, _Stat]]:
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            stat = _stat(int(entry))
+            if stat is not None and stat.group == group and stat.state not in "ZX":
+                found.append((int(entry), stat))
+    return found
+
+
+def kill_group(record: ProcessRecord, folder: Path | None = None) -> Fate:
+    """SIGKILL a recorded group, if it is still the recorded one.
+
+    A group whose leader has ended is killed only if all its members work inside `folder`; else it is doubtful.
+    """
+    leader = _stat(record.pid)
+    try:
+        if leader is not None and leader.state not in "ZX":
+            if leader.start_ticks != record.start_ticks:
+                return Fate.GONE
+            if leader.group == record.pid:
+                os.killpg(record.pid, signal.SIGKILL)
+            else:
+                os.kill(record.pid, signal.SIGKILL)
+            return Fate.KILLED
+        if leader is not None and leader.start_ticks != record.start_ticks:
+            return Fate.GONE
+        members = _members(record.pid)
+        if not members:
+            return Fate.GONE
+        if folder is None or not all(_works_in(pid, folder) for pid, _ in members):
+            return Fate.DOUBTFUL
+        os.killpg(record.pid, signal.SIGKILL)
+        return Fate.KILLED
+    except ProcessLookupError:
+        return Fate.GONE
+    except PermissionError:
+        return Fate.DOUBTFUL
+
+
+def _works_in(pid: int, folder: Path) -> bool:
+    try:
+        return Path(os.readlink(f"/proc/{pid}/cwd")).is_relative_to(folder.resolve())
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def short_path(path: Path) -> Iterator[str]:
+    """Another name for a socket's path: the kernel takes at most 107 bytes, and users' folders may be deep."""
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+class Register:
+    """The process groups of one node, in a file that outlives its writers."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._mark = path.with_name(path.name + ".closed")
+
+    def enter(self, role: str, pid: int | None = None) -> bool:
+        """Put a group leader on record (this process, by default). False: the node has ended, so leave at once."""
+        pid = os.getpid() if pid is None else pid
+        line = f"{pid} {start_ticks(pid) or 0} {role}\n".encode()
+        with contextlib.suppress(FileNotFoundError):  # the folder is gone: so is the node
+            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                os.write(handle, line)
+            finally:
+                os.close(handle)
+        return self.path.exists() and not self._mark.exists()
+
+    def close(self) -> None:
+        """Leave the mark: nobody enters from now on."""
+        with contextlib.suppress(FileNotFoundError):
+            self._mark.touch()
+
+    def records(self) -> list[ProcessRecord]:
+        """Everyone who ever entered. Broken lines (a machine that lost power) are skipped."""
+        try:
+            lines = self.path.read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        found = []
+        for line in lines:
+            pid, _, rest = line.partition(" ")
+            ticks, _, role = rest.partition(" ")
+            if pid.isdigit() and ticks.isdigit():
+                found.append(ProcessRecord(int(pid), int(ticks), role))
+        return found
+
+    def kill(self) -> dict[ProcessRecord, Fate]:
+        """Close the register and SIGKILL everyone in it. Does not wait for them to be gone."""
+        self.close()
+        folder = self.path.parent
+        return {record: kill_group(record, folder) for record in self.records()}
+
+
+def wait_until_gone(records: Iterable[ProcessRecord], timeout_s: float) -> list[ProcessRecord]:
+    """Block until all have ended, at most `timeout_s`; returns those that have not."""
+    left = list(records)
+    deadline = time.monotonic() + timeout_s
+    while left := [record for record in left if is_alive(record)]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.005)
+    return left

@@ -1,0 +1,42 @@
+"""`python -m parcae_cli.agent --daemon`: start the agent of the node that this runs on. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and the node's own settings from the environment; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m parcae_cli.agent", description=__doc__)
+    parser.add_argument("--daemon", action="store_true", required=True, help="detach, print one JSON line")
+    parser.add_argument("--folder", type=Path, default=Path(), help="work folder of the node")
+    parser.add_argument("--lease-s", type=float, default=60.0, help="leave when nobody was heard for so long")
+    parser.add_argument("--poll-s", type=float, default=5.0, help="period of looking for notices")
+    parser.add_argument("--mute-s", type=float, default=3.0, help="kill a worker that is silent for so long")
+    parsed = parser.parse_args(arguments)
+
+    from cloud.processes import Register
+    from runtime.control.agent import AgentOptions
+    from runtime.control.daemon import start_daemon
+
+    folder = parsed.folder.resolve()
+    environment = os.environ
+    options = AgentOptions(
+        folder=folder,
+        log=Path(environment.get("PARCAE_LOG", folder / "agent.log")),
+        engine=environment.get("PARCAE_ENGINE", "runtime.engine.worker"),
+        zygote=Path(environment["PARCAE_ZYGOTE"]) if "PARCAE_ZYGOTE" in environment else None,
+        metadata_url=environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT"),
+        poll_s=parsed.poll_s,
+        lease_s=parsed.lease_s,
+        mute_s=parsed.mute_s,
+    )
+    register = Register(Path(environment["PARCAE_REGISTER"])) if "PARCAE_REGISTER" in environment else None
+    return start_daemon(options, register)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

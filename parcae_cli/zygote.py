@@ -1,0 +1,119 @@
+"""`python -m parcae_cli.zygote`: one process with the engine loaded that forks workers for all nodes of this machine.
+
+Loading torch takes seconds of CPU; a fork of a process that has loaded it takes milliseconds. The zygote has one thread
+and never touches torch beyond the import, so that its children start clean. It leaves when its lifeline (a descriptor
+whose other end the launcher holds) closes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+_REQUEST_TIMEOUT_S = 5.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Listen first, load second: requests wait in the queue of the socket meanwhile."""
+    parser = argparse.ArgumentParser(prog="python -m parcae_cli.zygote", description=__doc__)
+    parser.add_argument("--socket", required=True, help="path of the socket to listen on")
+    parser.add_argument("--lifeline-fd", type=int, required=True, help="leave when this descriptor reads end of file")
+    parsed = parser.parse_args(arguments)
+    listener = socket.socket(socket.AF_UNIX)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(parsed.socket)
+    listener.bind(parsed.socket)
+    listener.listen(256)
+    _load(os.environ.get("PARCAE_ENGINE", "runtime.engine.worker"))
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
+    while True:
+        readable, _, _ = select.select([listener, parsed.lifeline_fd], [], [])
+        if parsed.lifeline_fd in readable:
+            return 0
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(_REQUEST_TIMEOUT_S)
+            try:
+                _serve(connection, listener, parsed.lifeline_fd)
+            except (OSError, ValueError, KeyError):
+                traceback.print_exc()
+
+
+def _load(engine: str) -> None:
+    """Import what workers will need. What fails here fails again in the worker, where somebody is told."""
+    try:
+        importlib.import_module(engine)
+    except Exception:  # noqa: BLE001
+        traceback.print_exc()
+
+
+def _serve(connection: socket.socket, listener: socket.socket, lifeline_fd: int) -> None:
+    """Read one request with its control descriptor, fork, and answer `pid start`."""
+    first, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+    if not first or len(descriptors) != 1:
+        return
+    control_fd = descriptors[0]
+    try:
+        with connection.makefile("rb") as lines:
+            request = json.loads(first + lines.readline())
+        pid = os.fork()
+        if pid == 0:
+            listener.close()
+            connection.close()
+            os.close(lifeline_fd)
+            _become_worker(request, control_fd)
+        from cloud.processes import start_ticks
+
+        connection.sendall(f"{pid} {start_ticks(pid) or 0}".encode())
+    finally:
+        os.close(control_fd)
+
+
+def _become_worker(request: dict[str, object], control_fd: int) -> None:
+    """The child: a session, a register, an environment and a log of its own; then the engine. Never returns."""
+    code = 1
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setsid()
+        from cloud.processes import Register
+        from parcae_cli.worker import run
+
+        environment = request["environment"]
+        assert isinstance(environment, dict)
+        if "PARCAE_REGISTER" in environment and not Register(Path(environment["PARCAE_REGISTER"])).enter("worker"):
+            os._exit(1)
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(str(request["folder"]))
+        null = os.open(os.devnull, os.O_RDONLY)
+        log = os.open(str(request["log"]), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.dup2(null, 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        for descriptor in {null, log} - {0, 1, 2}:
+            os.close(descriptor)
+        run(str(request["engine"]), control_fd)
+        code = 0
+    except SystemExit as leave:
+        code = leave.code if isinstance(leave.code, int) else 1
+    except BaseException:  # noqa: BLE001 - whatever ended the worker belongs in its log
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

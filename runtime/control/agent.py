@@ -1,0 +1,357 @@
+"""The agent: what runs on every node. It holds the worker, watches for notices, and obeys its lease.
+
+One thread around a selector (plus one that polls the metadata service), standard library only, so that it is up in
+some 50 ms. It outlives SSH sessions: whoever attaches to its socket speaks lines of `runtime.control.link`:
+
+- kind `w<n>`: a line from or to worker incarnation n, passed on unread; `h<n>`: that worker's first line, its hello.
+- kind `a`: the agent's own words, JSON: {"t":"lost","incarnation","why"}, {"t":"failed","incarnation","why"} (ended
+  before its hello), {"t":"notice","kind","deadline_s"}; and to it {"t":"restart","incarnation"} (kill that incarnation
+  or any older one, start the next), {"t":"stop"} (kill the worker and leave).
+
+Nobody heard from for `lease_s`: the worker is killed and the agent leaves, because by then another machine may do its
+work. If the agent dies, its end of the worker's control socket closes, and the worker leaves by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import selectors
+import socket
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from cloud.processes import start_ticks
+from cloud.types import Notice
+from runtime.control.link import Link, split_lines
+from runtime.control.notices import NoticeWatch
+from runtime.control.worker_process import WorkerPlan, WorkerProcess, ignore_children
+
+_RECEIVE_BYTES = 262144
+_MAX_SOCKET_PATH_BYTES = 100
+_PING = b'{"t":"ping"}\n'
+
+
+@dataclass(frozen=True)
+class AgentOptions:
+    """What an agent is told when it starts. All times are in seconds."""
+
+    folder: Path
+    log: Path
+    engine: str = "runtime.engine.worker"
+    zygote: Path | None = None
+    metadata_url: str | None = None
+    poll_s: float = 5.0
+    lease_s: float = 60.0
+    beat_s: float = 0.5
+    mute_s: float = 3.0
+    hello_s: float = 120.0
+
+
+class Agent:
+    """The daemon's state and loop. `listen`, then `run`."""
+
+    def __init__(self, options: AgentOptions) -> None:
+        self._options = options
+        self.id = secrets.token_hex(8)
+        self.socket_path = str(options.folder / "agent.sock")
+        self._selector = selectors.DefaultSelector()
+        self._ended = False
+        self._link = Link()
+        self._controller: socket.socket | None = None
+        self._controller_id = ""
+        self._greeted = False
+        self._from_controller = bytearray()
+        self._to_controller = bytearray()
+        self._worker: WorkerProcess | None = None
+        self._from_worker = bytearray()
+        self._to_worker = bytearray()
+        self._incarnation = 0
+        self._hello_seen = False
+        self._short_lives = 0
+        self._watch: NoticeWatch | None = None
+        self._wake_read, self._wake_write = socket.socketpair()
+        now_s = time.monotonic()
+        self._renewed_s = self._said_s = self._heard_s = self._pinged_s = self._born_s = self._start_s = now_s
+
+    def listen(self) -> None:
+        """Open the agent's socket and write down who we are, for whoever has to end us."""
+        ignore_children()
+        if len(os.fsencode(self.socket_path)) > _MAX_SOCKET_PATH_BYTES:
+            self.socket_path = tempfile.mkdtemp(prefix="parcae-") + "/agent.sock"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.socket_path)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(self.socket_path)
+        os.chmod(self.socket_path, 0o600)
+        listener.listen(8)
+        listener.setblocking(False)
+        self._selector.register(listener, selectors.EVENT_READ, lambda mask: self._accept(listener))
+        self._wake_read.setblocking(False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, lambda mask: self._pass_notices())
+        self._write_down()
+
+    def run(self) -> None:
+        """Serve until told to stop or until the lease runs out."""
+        if self._options.metadata_url:
+            self._watch = NoticeWatch(self._options.metadata_url, self._options.poll_s, self._tell_notice)
+            self._watch.start()
+        tick_s = min(0.25, self._options.beat_s / 2, self._options.lease_s / 4)
+        last_s = time.monotonic()
+        while not self._ended:
+            for key, mask in self._selector.select(tick_s):
+                key.data(mask)
+                if self._ended:
+                    break
+            now_s = time.monotonic()
+            if now_s - last_s > 1.0:  # we were stopped or starved: the worker's silence meanwhile is not its fault
+                self._heard_s += now_s - last_s
+            last_s = now_s
+            self._look_at_clock(now_s)
+        if self._worker is not None:
+            self._worker.kill()
+        with contextlib.suppress(OSError):
+            os.unlink(self.socket_path)
+
+    # --- time -----------------------------------------------------------------------------------------------------
+
+    def _look_at_clock(self, now_s: float) -> None:
+        options = self._options
+        if now_s - self._renewed_s > options.lease_s:
+            self._note(f"nobody has renewed the lease for {options.lease_s:g} s: leaving")
+            self._ended = True
+            return
+        if self._controller is not None and self._greeted and now_s - self._said_s >= options.beat_s:
+            self._say(self._link.beat())
+        if self._worker is None:
+            if self._controller_id and now_s >= self._start_s:
+                self._start_worker()
+        elif not self._hello_seen:
+            if now_s - self._born_s > options.hello_s:
+                self._lose_worker(f"it has not said hello within {options.hello_s:g} s")
+        elif now_s - self._heard_s > options.mute_s:
+            self._lose_worker(f"it has not answered for {options.mute_s:g} s")
+        elif now_s - self._heard_s > options.beat_s and now_s - self._pinged_s > options.beat_s:
+            self._pinged_s = now_s
+            self._give_worker(_PING)
+
+    def _note(self, text: str) -> None:
+        """A line in the node's log, which is our standard error."""
+        print(f"{time.strftime('%H:%M:%S')} agent: {text}", file=sys.stderr, flush=True)
+
+    # --- notices: from the polling thread to the link --------------------------------------------------------------
+
+    def _tell_notice(self, notice: Notice) -> None:
+        words = {"t": "notice", "kind": str(notice.kind), "deadline_s": notice.deadline_s}
+        self._wake_write.send(json.dumps(words).encode() + b"\n")
+
+    def _pass_notices(self) -> None:
+        for line in self._wake_read.recv(_RECEIVE_BYTES).splitlines():
+            self._frame(b"a", line)
+
+    # --- the controller --------------------------------------------------------------------------------------------
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        self._drop_controller()  # a new connection means that the old one is dead, whether we have heard or not
+        connection.setblocking(False)
+        self._controller = connection
+        self._selector.register(connection, selectors.EVENT_READ, self._serve_controller)
+
+    def _drop_controller(self) -> None:
+        if self._controller is not None:
+            self._selector.unregister(self._controller)
+            self._controller.close()
+        self._controller = None
+        self._greeted = False
+        self._from_controller.clear()
+        self._to_controller.clear()
+
+    def _serve_controller(self, mask: int) -> None:
+        connection = self._controller
+        assert connection is not None
+        if mask & selectors.EVENT_WRITE:
+            self._flush_controller()
+        if not mask & selectors.EVENT_READ or self._controller is not connection:
+            return
+        try:
+            data = connection.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._drop_controller()
+            return
+        self._renewed_s = time.monotonic()
+        self._from_controller += data
+        try:
+            for line in split_lines(self._from_controller):
+                if not self._greeted:
+                    self._greet(line)
+                elif (frame := self._link.accept(line)) is not None:
+                    self._obey(*frame)
+        except (ValueError, KeyError, TypeError) as error:
+            self._note(f"dropping a controller that does not speak our language: {error}")
+            self._drop_controller()
+
+    def _greet(self, line: bytes) -> None:
+        """First line of a connection: who is it, and what has it got? A new controller gets a new link and worker."""
+        words = json.loads(line)
+        if words["controller"] != self._controller_id:
+            self._controller_id = words["controller"]
+            self._link = Link()
+            if self._worker is not None:
+                self._lose_worker("another controller has taken over")
+            have = 0
+        else:
+            have = int(words["have"])
+        self._greeted = True
+        answer = {"agent": self.id, "have": self._link.received, "pid": os.getpid()}
+        self._say(json.dumps(answer).encode() + b"\n" + self._link.unseen(have))
+
+    def _obey(self, kind: bytes, payload: bytes) -> None:
+        if kind[:1] == b"w":
+            if self._worker is not None and int(kind[1:]) == self._worker.incarnation:
+                self._give_worker(payload + b"\n")
+            return
+        words = json.loads(payload)
+        if words["t"] == "restart":
+            if self._worker is not None and self._worker.incarnation <= words["incarnation"]:
+                self._lose_worker("the controller has given it up")
+        elif words["t"] == "stop":
+            self._ended = True
+
+    def _frame(self, kind: bytes, payload: bytes) -> None:
+        line = self._link.frame(kind, payload)
+        if self._greeted:
+            self._say(line)
+
+    def _say(self, data: bytes) -> None:
+        self._said_s = time.monotonic()
+        if self._to_controller:
+            self._to_controller += data
+            return
+        self._to_controller += data
+        self._flush_controller()
+
+    def _flush_controller(self) -> None:
+        connection = self._controller
+        if connection is None:
+            return
+        try:
+            taken = connection.send(self._to_controller, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            taken = 0
+        except OSError:
+            self._drop_controller()
+            return
+        del self._to_controller[:taken]
+        self._want_writes(connection, bool(self._to_controller), self._serve_controller)
+
+    # --- the worker ------------------------------------------------------------------------------------------------
+
+    def _start_worker(self) -> None:
+        self._incarnation += 1
+        options = self._options
+        plan = WorkerPlan(options.folder, options.log, options.engine, options.zygote)
+        self._worker = WorkerProcess(self._incarnation, plan)
+        self._hello_seen = False
+        self._born_s = self._heard_s = time.monotonic()
+        self._selector.register(self._worker.control, selectors.EVENT_READ, self._serve_worker)
+        if self._worker.nursery is not None:
+            self._selector.register(self._worker.nursery, selectors.EVENT_READ, lambda mask: self._born())
+        self._write_down()
+
+    def _born(self) -> None:
+        assert self._worker is not None and self._worker.nursery is not None
+        self._selector.unregister(self._worker.nursery)
+        self._worker.born()
+        self._write_down()
+
+    def _serve_worker(self, mask: int) -> None:
+        worker = self._worker
+        if worker is None:
+            return
+        if mask & selectors.EVENT_WRITE:
+            self._flush_worker()
+        if not mask & selectors.EVENT_READ:
+            return
+        try:
+            data = worker.control.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._lose_worker("its control connection closed: the process has ended")
+            return
+        self._heard_s = time.monotonic()
+        self._from_worker += data
+        kind = b"w%d" % worker.incarnation
+        frames = bytearray()
+        for line in split_lines(self._from_worker):
+            if not self._hello_seen:
+                self._hello_seen = True
+                frames += self._link.frame(b"h%d" % worker.incarnation, line)
+            elif not (len(line) < 32 and b'"pong"' in line):
+                frames += self._link.frame(kind, line)
+        if frames and self._greeted:
+            self._say(bytes(frames))
+
+    def _give_worker(self, data: bytes) -> None:
+        waiting = bool(self._to_worker)
+        self._to_worker += data
+        if not waiting:
+            self._flush_worker()
+
+    def _flush_worker(self) -> None:
+        assert self._worker is not None
+        del self._to_worker[: self._worker.send(bytes(self._to_worker))]
+        self._want_writes(self._worker.control, bool(self._to_worker), self._serve_worker)
+
+    def _lose_worker(self, why: str) -> None:
+        worker = self._worker
+        assert worker is not None
+        self._selector.unregister(worker.control)
+        if worker.nursery is not None:
+            self._selector.unregister(worker.nursery)
+        self._worker = None
+        self._from_worker.clear()
+        self._to_worker.clear()
+        words = {"t": "lost" if self._hello_seen else "failed", "incarnation": worker.incarnation, "why": why}
+        self._frame(b"a", json.dumps(words).encode())
+        worker.kill()
+        self._note(f"worker {worker.incarnation} is gone: {why}")
+        now_s = time.monotonic()
+        # A worker that lived is replaced at once; one that keeps failing at the start is tried ever more slowly.
+        self._short_lives = 0 if self._hello_seen else self._short_lives + 1
+        self._start_s = now_s + (min(10.0, 0.25 * 2**self._short_lives) if self._short_lives else 0.0)
+
+    # --- both ------------------------------------------------------------------------------------------------------
+
+    def _want_writes(self, connection: socket.socket, wanted: bool, serve: object) -> None:
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)
+        if self._selector.get_key(connection).events != events:
+            self._selector.modify(connection, events, serve)
+
+    def _write_down(self) -> None:
+        """Keep `agent.json` true: whoever starts the next agent here ends what it names first."""
+        words: dict[str, object] = {
+            "socket": self.socket_path,
+            "agent": [os.getpid(), start_ticks(os.getpid()) or 0],
+        }
+        if self._worker is not None and self._worker.record is not None:
+            words["worker"] = [self._worker.record.pid, self._worker.record.start_ticks]
+        path = self._options.folder / "agent.json"
+        with contextlib.suppress(FileNotFoundError):  # the folder is gone: the node is being taken away
+            path.with_suffix(".new").write_text(json.dumps(words))
+            path.with_suffix(".new").replace(path)

@@ -1,0 +1,78 @@
+"""Starting an agent as a daemon: end what an earlier one left, detach, and say where the new one listens."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from cloud.processes import Register
+from runtime.control.agent import Agent, AgentOptions
+from runtime.control.worker_process import end_recorded
+
+
+def fence(folder: Path) -> None:
+    """SIGKILL the agent and the worker that `agent.json` names, if they still live."""
+    try:
+        words = json.loads((folder / "agent.json").read_text())
+    except (OSError, ValueError):
+        return
+    path = words.pop("socket", None)
+    end_recorded(words, folder)
+    if isinstance(path, str):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
+def start_daemon(options: AgentOptions, register: Register | None) -> int:
+    """Start the agent in a session of its own; print one JSON line {"agent","socket","pid"}; return an exit code.
+
+    Starts in one folder wait for each other; the last one wins.
+    """
+    with (options.folder / "agent.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        fence(options.folder)
+        read_end, write_end = os.pipe()
+        if os.fork() == 0:
+            os.close(read_end)
+            lock.close()
+            _be_daemon(options, register, write_end)
+        os.close(write_end)
+        with os.fdopen(read_end) as ready:
+            line = ready.readline()
+    if not line:
+        print(f"the agent did not start; see {options.log}", file=sys.stderr)
+        return 1
+    sys.stdout.write(line)
+    sys.stdout.flush()
+    return 0
+
+
+def _be_daemon(options: AgentOptions, register: Register | None, ready: int) -> None:
+    """The daemon's own process, from its birth to its end."""
+    code = 1
+    try:
+        os.setsid()
+        if register is not None and not register.enter("agent"):
+            os._exit(1)
+        null = os.open(os.devnull, os.O_RDONLY)
+        log = os.open(options.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.dup2(null, 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        agent = Agent(options)
+        agent.listen()
+        words = {"agent": agent.id, "socket": agent.socket_path, "pid": os.getpid()}
+        os.write(ready, json.dumps(words).encode() + b"\n")
+        os.close(ready)
+        agent.run()
+        code = 0
+    except BaseException:  # noqa: BLE001 - the last thing this process does is to say why
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)

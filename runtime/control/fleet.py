@@ -1,0 +1,335 @@
+"""The fleet: as many nodes as are wanted and to be had, each with an agent and a worker, and what becomes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from cloud.provider import CloudError, MaybeStillRunningError, SpotProvider
+from cloud.types import Instance, InstanceState, NoticeKind
+from runtime.control.fleet_events import (
+    FleetEvent,
+    InstanceChanged,
+    NodeNoticed,
+    RentFailed,
+    WorkerFailed,
+    WorkerJoined,
+    WorkerLost,
+    WorkerMessage,
+)
+from runtime.control.node_link import LinkTimes, NodeLink
+from runtime.control.ssh import SshError
+
+__all__ = [
+    "Fleet",
+    "FleetEvent",
+    "InstanceChanged",
+    "LinkTimes",
+    "NodeNoticed",
+    "RentFailed",
+    "WorkerFailed",
+    "WorkerJoined",
+    "WorkerLost",
+    "WorkerMessage",
+]
+
+_TICK_S = 0.2
+_AGENTS_LEAVE_WITHIN_S = 1.0
+_CLOSE_WITHIN_S = 7.0
+_LOG = logging.getLogger(__name__)
+
+
+class FleetJournal(Protocol):
+    """The part of the journal that a fleet writes. What must survive a crash is written before the call."""
+
+    def intent(self, token: str, job: str, call: str, count: int) -> None:
+        """Something is about to be rented under `token`."""
+        ...
+
+    def outcome(self, token: str, text: str) -> None:
+        """What came of it."""
+        ...
+
+    def put_instance(self, job: str, instance: Instance, pgids: Sequence[int]) -> None:
+        """The instance as it is now, with the process groups known on it."""
+        ...
+
+
+class Fleet:
+    """Rents, replaces, connects and supervises; tells what happens in `events`, in order.
+
+    All times are in `times` (seconds). `poll_s` is how often the provider is asked about its instances.
+    """
+
+    def __init__(
+        self,
+        provider: SpotProvider,
+        journal: FleetJournal | None,
+        job: str,
+        wanted: int,
+        *,
+        times: LinkTimes | None = None,
+        poll_s: float = 1.0,
+        python: str = sys.executable,
+    ) -> None:
+        self.events: asyncio.Queue[FleetEvent] = asyncio.Queue()
+        self._provider = provider
+        self._journal = journal
+        self._job = job
+        self._wanted = wanted
+        self._times = times or LinkTimes()
+        self._poll_s = poll_s
+        self._python = python
+        self._controller_id = secrets.token_hex(8)
+        self._instances: dict[str, Instance] = {}  # by id, ended ones included
+        self._links: dict[str, NodeLink] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._changed = asyncio.Event()
+        self._rent_task: asyncio.Task[None] | None = None
+        self._tick_task: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._stopped: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to rent up to `wanted` instances and keep replacing those that go.
+
+        Raises:
+            CloudError: the provider cannot be used at all.
+        """
+        await self._provider.start()
+        self._rent_task = asyncio.create_task(self._rent())
+        self._tick_task = asyncio.create_task(self._tick())
+
+    def send(self, node: str, message: dict[str, Any]) -> None:
+        """To the worker that joined last on `node`, in order; returns at once. Nobody there: dropped."""
+        if (link := self._links.get(node)) is not None:
+            link.send(message)
+
+    def kill_worker(self, node: str) -> None:
+        """Give up a worker that does not react: WorkerLost now, WorkerJoined when its agent has started another."""
+        if (link := self._links.get(node)) is not None:
+            link.restart_worker("the coordinator has given it up")
+
+    def instances(self) -> list[Instance]:
+        """Every instance that this fleet has rented, ended ones included, in order of launch."""
+        return list(self._instances.values())
+
+    async def stop(self) -> None:
+        """End workers, agents and instances; all are gone when it returns. May be called at any moment, repeatedly.
+
+        Raises:
+            MaybeStillRunningError: the provider could not prove that everything ended.
+        """
+        if self._stopped is None:
+            self._stopped = asyncio.create_task(self._stop())
+        await asyncio.shield(self._stopped)
+
+    # --- renting ---------------------------------------------------------------------------------------------------
+
+    async def _rent(self) -> None:
+        pause_s = 0.05
+        while not self._stopping:
+            try:
+                await self._refresh()
+                missing = self._wanted - self._held()
+                if missing > 0 and await self._request(missing):
+                    pause_s = 0.05
+                    continue
+                self._changed.clear()
+                started_s = time.monotonic()
+                if missing > 0:
+                    await self._capacity_or_change()
+                else:
+                    await self._wait_changed(self._poll_s)
+                # A provider may call capacity likely and then refuse again: do not ask it in a tight loop.
+                if missing > 0 and time.monotonic() - started_s < pause_s:
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, self._poll_s)
+            except CloudError as error:
+                self._emit(RentFailed(str(error), error))
+                await asyncio.sleep(self._poll_s)
+            except Exception:
+                _LOG.exception("renting failed in an unforeseen way")
+                await asyncio.sleep(self._poll_s)
+
+    def _held(self) -> int:
+        """Instances that count: a noticed one is as good as gone, so its replacement may boot meanwhile."""
+        counted = (InstanceState.REQUESTED, InstanceState.BOOTING, InstanceState.RUNNING)
+        return sum(instance.state in counted for instance in self._instances.values())
+
+    async def _request(self, count: int) -> bool:
+        token = secrets.token_hex(16)
+        if self._journal is not None:
+            self._journal.intent(token, self._job, "request", count)
+        try:
+            reply = await self._provider.request(count, token)
+        except CloudError as error:
+            if self._journal is not None:
+                self._journal.outcome(token, f"failed: {error}")
+            raise
+        if self._journal is not None:
+            names = " ".join(instance.name for instance in reply.instances)
+            self._journal.outcome(token, f"{names or 'none'}; refused {reply.refused} {reply.why}".rstrip())
+        for instance in reply.instances:
+            self._see(instance)
+        return bool(reply.instances)
+
+    async def _capacity_or_change(self) -> None:
+        waits = [
+            asyncio.create_task(self._provider.wait_for_capacity(self._poll_s)),
+            asyncio.create_task(self._changed.wait()),
+        ]
+        try:
+            done, _ = await asyncio.wait(waits, timeout=self._poll_s, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in waits:
+                task.cancel()
+
+    async def _wait_changed(self, timeout_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), timeout_s)
+
+    async def _refresh(self) -> None:
+        for instance in await self._provider.describe():
+            self._see(instance)
+
+    # --- instances and their links -----------------------------------------------------------------------------------
+
+    def _see(self, instance: Instance) -> None:
+        """The provider says this about an instance."""
+        known = self._instances.get(instance.id)
+        if known is not None and known.state is InstanceState.NOTICED and instance.state is InstanceState.RUNNING:
+            return  # the API knows less than the machine itself
+        if known is not None and known.state is instance.state:
+            return
+        self._instances[instance.id] = instance
+        link = self._links.get(instance.name)
+        mine = link is not None and link.instance.id == instance.id
+        self._record(instance, link.pids if link is not None and mine else ())
+        if instance.state in (InstanceState.TERMINATING, InstanceState.TERMINATED):
+            if link is not None and mine:
+                self._drop(link, "the instance has ended")
+            self._emit(InstanceChanged(instance))
+            self._changed.set()
+            return
+        self._emit(InstanceChanged(instance))
+        if not mine and not self._stopping:
+            self._adopt(instance)
+
+    def _adopt(self, instance: Instance) -> None:
+        old = self._links.get(instance.name)
+        if old is not None:
+            self._drop(old, "another instance of that name has come")
+        link = NodeLink(
+            instance,
+            self._controller_id,
+            target=lambda: self._target(instance),
+            emit=self._emit,
+            trouble=self._trouble,
+            python=self._python,
+            times=self._times,
+        )
+        self._links[instance.name] = link
+        self._tasks[instance.name] = asyncio.create_task(self._tend(link))
+
+    def _target(self, instance: Instance) -> Any:
+        try:
+            return self._provider.ssh_target(instance)
+        except CloudError as error:
+            raise SshError(str(error)) from error
+
+    async def _tend(self, link: NodeLink) -> None:
+        try:
+            await link.tend()
+        except SshError as error:
+            self._emit(RentFailed(f"{link.name}: {error}; ending the instance", None))
+            link.gone(str(error))
+            with contextlib.suppress(CloudError):
+                await self._provider.terminate([link.name])
+            self._changed.set()
+        except Exception:
+            _LOG.exception("tending %s failed in an unforeseen way", link.name)
+            link.gone("its link failed")
+            with contextlib.suppress(CloudError):
+                await self._provider.terminate([link.name])
+            self._changed.set()
+
+    def _drop(self, link: NodeLink, why: str) -> None:
+        link.gone(why)
+        del self._links[link.name]
+        self._tasks.pop(link.name).cancel()
+
+    def _trouble(self, node: str, why: str) -> None:
+        """A link cannot reach its node: have the provider asked what it knows."""
+        _LOG.debug("%s: %s", node, why)
+        self._changed.set()
+
+    def _record(self, instance: Instance, pids: Sequence[int]) -> None:
+        if self._journal is not None:
+            self._journal.put_instance(self._job, instance, pids)
+
+    def _emit(self, event: FleetEvent) -> None:
+        self.events.put_nowait(event)
+        if isinstance(event, WorkerJoined):
+            link = self._links[event.node]
+            self._record(self._instances[link.instance.id], link.pids)
+        elif isinstance(event, NodeNoticed) and event.notice.kind is NoticeKind.INTERRUPTION:
+            link = self._links[event.node]
+            instance = self._instances[link.instance.id]
+            if instance.state in (InstanceState.BOOTING, InstanceState.RUNNING):
+                self._see(instance.moved(InstanceState.NOTICED))
+            self._changed.set()
+
+    async def _tick(self) -> None:
+        """Beats and silences. A machine that was too busy to run us must not make every node look dead."""
+        due_s = time.monotonic() + _TICK_S
+        while True:
+            await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+            now_s = time.monotonic()
+            for link in list(self._links.values()):
+                link.tick(now_s, max(0.0, now_s - due_s))
+            due_s = now_s + _TICK_S
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    async def _stop(self) -> None:
+        self._stopping = True
+        self._changed.set()
+        if self._rent_task is not None:
+            # A request under way is let finish, so that what it rents is known; a slow one is cut off: its token and
+            # the provider's own sweep find what came of it.
+            await asyncio.wait([self._rent_task], timeout=2.0)
+            self._rent_task.cancel()
+        ends = [link.attached for link in self._links.values()]
+        for link in self._links.values():
+            link.stop()
+        waits = [asyncio.create_task(end.wait()) for end in ends if end is not None]
+        if waits:
+            await asyncio.wait(waits, timeout=_AGENTS_LEAVE_WITHIN_S)
+        if self._tick_task is not None:
+            self._tick_task.cancel()
+        tasks = [*self._tasks.values(), *waits]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for link in list(self._links.values()):
+            link.gone("the fleet has been stopped")
+        try:
+            async with asyncio.timeout(_CLOSE_WITHIN_S):
+                await self._provider.close()
+        except TimeoutError as error:
+            raise MaybeStillRunningError(
+                f"{self._provider.name} close: not done within {_CLOSE_WITHIN_S:g} s; run `parcae down`"
+            ) from error
+        finally:
+            with contextlib.suppress(CloudError):
+                await self._refresh()
+

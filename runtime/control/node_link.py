@@ -1,0 +1,293 @@
+"""The way to one node: connect, start its agent, stay attached through breaks, and tell at once what is lost.
+
+What happens after the stream to the agent ends, for whatever reason:
+
+- the SSH connection stands: attach again; if nobody listens on the agent's socket, the agent has died: its worker is
+  lost, and a new agent is started;
+- the SSH connection broke: connect again; refused means that the machine is gone: its worker is lost at once. Any
+  other failure is tried again, and the worker is lost `grace_s` after the break;
+- nothing was heard for `grace_s` though all stands: the worker is lost, and a new agent is started, which first ends
+  the old agent and its worker by their recorded process groups.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import asyncssh
+
+from cloud.types import Instance, Notice, NoticeKind, SshTarget
+from runtime.control import ssh
+from runtime.control.fleet_events import (
+    FleetEvent,
+    NodeNoticed,
+    WorkerFailed,
+    WorkerJoined,
+    WorkerLost,
+    WorkerMessage,
+)
+from runtime.control.link import Link, split_lines
+
+
+@dataclass(frozen=True)
+class LinkTimes:
+    """How patient we are, in seconds."""
+
+    beat_s: float = 0.5
+    grace_s: float = 3.0
+    boot_s: float = 300.0
+    agent_start_s: float = 20.0
+    retry_s: float = 0.2
+    lease_s: float = 10.0
+    poll_s: float = 0.1
+
+
+class NodeLink:
+    """One node, from its boot to its end. `tend` runs as a task for as long as the instance lives."""
+
+    def __init__(
+        self,
+        instance: Instance,
+        controller_id: str,
+        target: Callable[[], SshTarget],
+        emit: Callable[[FleetEvent], None],
+        trouble: Callable[[str, str], None],
+        python: str,
+        times: LinkTimes,
+    ) -> None:
+        self.instance = instance
+        self.name = instance.name
+        self.pids: tuple[int, ...] = ()
+        self._controller_id = controller_id
+        self._target = target
+        self._emit = emit
+        self._trouble = trouble
+        self._python = python
+        self._times = times
+        self._connection: asyncssh.SSHClientConnection | None = None
+        self._channel: ssh.LineChannel | None = None
+        self._link = Link()
+        self._agent_id = ""
+        self._socket_path = ""
+        self._greeted = False
+        self._buffer = bytearray()
+        self._outbox = bytearray()
+        self._worker: int | None = None  # the incarnation that has joined and is not lost
+        self._lost_up_to = 0  # lines of incarnations up to this one are of no interest any more
+        self._failures = 0
+        self._fence_wanted = False
+        self._heard_s = self._said_s = time.monotonic()
+        self._broken_s: float | None = None
+
+    # --- for the fleet ---------------------------------------------------------------------------------------------
+
+    def send(self, message: dict[str, Any]) -> None:
+        """To the worker that has joined; nobody there: dropped."""
+        if self._worker is not None:
+            payload = json.dumps(message, separators=(",", ":")).encode()
+            self._frame(b"w%d" % self._worker, payload)
+
+    def restart_worker(self, why: str) -> None:
+        """Give the worker up now; the agent kills it and starts another."""
+        if self._worker is not None:
+            incarnation = self._worker
+            self._lose(why)
+            self._frame(b"a", json.dumps({"t": "restart", "incarnation": incarnation}).encode())
+
+    def stop(self) -> None:
+        """Tell the agent to kill its worker and to leave."""
+        self._frame(b"a", b'{"t":"stop"}')
+
+    @property
+    def attached(self) -> asyncio.Event | None:
+        """Set when the stream to the agent has ended; None while there is no stream."""
+        return self._channel.closed if self._channel is not None and self._greeted else None
+
+    def tick(self, now_s: float, lag_s: float) -> None:
+        """Beat, and judge silence. `lag_s` is how long this process itself was not running since the last tick."""
+        self._heard_s += lag_s
+        if self._broken_s is not None:
+            self._broken_s += lag_s
+            if now_s - self._broken_s > self._times.grace_s:
+                self._lose(f"the node has been out of reach for {self._times.grace_s:g} s")
+        if self._channel is None or not self._greeted:
+            return
+        if now_s - self._heard_s > self._times.grace_s:
+            self._lose(f"the node's agent has been silent for {self._times.grace_s:g} s")
+            self._fence_wanted = True
+            self._channel.close()
+        elif now_s - self._said_s >= self._times.beat_s:
+            self._said_s = now_s
+            self._channel.write(self._link.beat())
+
+    def gone(self, why: str) -> None:
+        """The instance has ended: nothing more will come."""
+        self._lose(why)
+        if self._connection is not None:
+            self._connection.abort()
+
+    async def tend(self) -> None:
+        """Keep the stream to the agent open until cancelled.
+
+        Raises:
+            ssh.SshError: the node was not reached for `boot_s`.
+        """
+        try:
+            reached_by_s = time.monotonic() + self._times.boot_s
+            while True:
+                try:
+                    channel = await self._attach()
+                    self._broken_s = None
+                    await channel.closed.wait()
+                    self._broken_s = time.monotonic()
+                    reached_by_s = self._broken_s + self._times.boot_s
+                except ssh.SshError as error:
+                    if time.monotonic() > reached_by_s:
+                        raise
+                    if isinstance(error, ssh.RefusedError):
+                        self._lose(str(error))
+                    self._trouble(self.name, str(error))
+                    await asyncio.sleep(self._times.retry_s)
+                finally:
+                    self._detach()
+        finally:
+            if self._connection is not None:
+                self._connection.abort()
+
+    # --- connecting ------------------------------------------------------------------------------------------------
+
+    async def _attach(self) -> ssh.LineChannel:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = None
+            self._connection = await ssh.connect(self._target(), max(self._times.grace_s, 1.0))
+        connection = self._connection
+        try:
+            if self._fence_wanted or not self._socket_path:
+                await self._start_agent(connection)
+            try:
+                self._channel = await ssh.open_lines(connection, self._socket_path, self._times.grace_s)
+            except ssh.RefusedError:
+                self._lose("the node's agent has died")
+                await self._start_agent(connection)
+                self._channel = await ssh.open_lines(connection, self._socket_path, self._times.grace_s)
+        except ssh.CommandError:
+            raise
+        except ssh.SshError:
+            connection.abort()
+            self._connection = None
+            raise
+        self._greet(self._channel)
+        return self._channel
+
+    async def _start_agent(self, connection: asyncssh.SSHClientConnection) -> None:
+        times = self._times
+        command = (
+            f"exec {shlex.quote(self._python)} -P -m parcae_cli.agent --daemon"
+            f" --lease-s {times.lease_s:g} --poll-s {times.poll_s:g} --mute-s {times.grace_s:g}"
+        )
+        reply = await ssh.run(connection, command, times.agent_start_s)
+        try:
+            words = json.loads(reply.output)
+            self._socket_path = str(words["socket"])
+            self.pids = (int(words["pid"]),)
+        except (ValueError, KeyError, TypeError) as error:
+            said = (reply.error or reply.output).strip()[-500:]
+            raise ssh.CommandError(f"the agent of {self.name} did not start (exit {reply.status}): {said}") from error
+        self._fence_wanted = False
+
+    def _greet(self, channel: ssh.LineChannel) -> None:
+        words = {"controller": self._controller_id, "agent": self._agent_id, "have": self._link.received}
+        self._heard_s = self._said_s = time.monotonic()
+        self._buffer.clear()
+        channel.on_data = self._receive
+        channel.write(json.dumps(words).encode() + b"\n")
+        if channel.pending:
+            self._receive(bytes(channel.pending))
+
+    def _detach(self) -> None:
+        if self._channel is not None:
+            self._channel.on_data = lambda data: None
+            self._channel.close()
+        self._channel = None
+        self._greeted = False
+        self._outbox.clear()
+
+    # --- lines -----------------------------------------------------------------------------------------------------
+
+    def _receive(self, data: bytes) -> None:
+        self._heard_s = time.monotonic()
+        self._buffer += data
+        try:
+            for line in split_lines(self._buffer):
+                if not self._greeted:
+                    self._greeted_by(json.loads(line))
+                elif (frame := self._link.accept(line)) is not None:
+                    self._take(*frame)
+        except (ValueError, KeyError, TypeError) as error:
+            self._lose(f"the node's agent spoke nonsense: {error}")
+            self._fence_wanted = True
+            if self._channel is not None:
+                self._channel.close()
+
+    def _greeted_by(self, words: dict[str, Any]) -> None:
+        if words["agent"] != self._agent_id:
+            self._lose("the node's agent was started anew")
+            self._agent_id = words["agent"]
+            self._link = Link()
+            self._lost_up_to = 0
+        elif self._worker is None and self._lost_up_to:  # we have given up a worker that may still live
+            self._frame(b"a", json.dumps({"t": "restart", "incarnation": self._lost_up_to}).encode())
+        self._greeted = True
+        if self._channel is not None and (unseen := self._link.unseen(int(words["have"]))):
+            self._channel.write(unseen)
+
+    def _take(self, kind: bytes, payload: bytes) -> None:
+        if kind[:1] == b"w":
+            if int(kind[1:]) == self._worker:
+                self._emit(WorkerMessage(self.name, json.loads(payload)))
+            return
+        if kind[:1] == b"h":
+            incarnation = int(kind[1:])
+            if incarnation > self._lost_up_to:
+                hello = json.loads(payload)
+                self._worker = incarnation
+                self._failures = 0
+                self.pids = (*self.pids[:1], int(hello.get("pid", 0)))
+                self._emit(WorkerJoined(self.name, hello))
+            return
+        words = json.loads(payload)
+        if words["t"] == "lost":
+            if words["incarnation"] == self._worker:
+                self._lose(words["why"])
+        elif words["t"] == "failed":
+            self._failures += 1
+            self._emit(WorkerFailed(self.name, words["why"], self._failures))
+        elif words["t"] == "notice":
+            self._emit(NodeNoticed(self.name, Notice(NoticeKind(words["kind"]), words["deadline_s"])))
+
+    def _frame(self, kind: bytes, payload: bytes) -> None:
+        """Send now or as soon as there is a stream; lines of one turn of the loop travel together."""
+        line = self._link.frame(kind, payload)
+        if self._channel is None or not self._greeted:
+            return
+        if not self._outbox:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outbox += line
+
+    def _flush(self) -> None:
+        if self._channel is not None and self._outbox:
+            self._channel.write(bytes(self._outbox))
+            self._said_s = time.monotonic()
+        self._outbox.clear()
+
+    def _lose(self, why: str) -> None:
+        if self._worker is not None:
+            self._lost_up_to = self._worker
+            self._worker = None
+            self._emit(WorkerLost(self.name, why))

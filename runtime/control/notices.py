@@ -1,0 +1,104 @@
+"""Watching an instance's metadata service for the cloud's warnings. Standard library only: agents start with it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import urllib.parse
+from collections.abc import Callable
+from datetime import datetime
+
+from cloud.types import Notice, NoticeKind
+
+_TOKEN_TTL_S = 21600
+_TIMEOUT_S = 2.0
+# The hint about rebalancing is weak and early: looking for it at every poll would double the work for nothing.
+_REBALANCE_EVERY = 10
+
+
+class MetadataClient:
+    """AWS IMDSv2 over one kept connection. Any answer but 200 reads as None; a new token is fetched after a 401."""
+
+    def __init__(self, url: str) -> None:
+        parts = urllib.parse.urlsplit(url)
+        self._connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=_TIMEOUT_S)
+        self._token: str | None = None
+
+    def read(self, path: str) -> str | None:
+        """The value at `/latest/meta-data/<path>`.
+
+        Raises:
+            OSError, http.client.HTTPException: the service does not answer.
+        """
+        for _ in range(2):
+            if self._token is None:
+                headers = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_TTL_S)}
+                status, self._token = self._ask("PUT", "/latest/api/token", headers)
+                if status != 200:
+                    self._token = None
+                    return None
+            headers = {"X-aws-ec2-metadata-token": self._token}
+            status, text = self._ask("GET", f"/latest/meta-data/{path}", headers)
+            if status != 401:
+                return text if status == 200 else None
+            self._token = None
+        return None
+
+    def _ask(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, str]:
+        try:
+            self._connection.request(method, path, headers=headers)
+            reply = self._connection.getresponse()
+            return reply.status, reply.read().decode()
+        except BaseException:
+            self._connection.close()
+            raise
+
+
+def parse_interruption(text: str) -> Notice | None:
+    """A notice from `spot/instance-action`; None where the instance is not going to end (or on nonsense)."""
+    try:
+        fields = json.loads(text)
+        if fields["action"] not in ("terminate", "stop", "hibernate"):
+            return None
+        return Notice(NoticeKind.INTERRUPTION, datetime.fromisoformat(fields["time"]).timestamp())
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+class NoticeWatch(threading.Thread):
+    """Polls every `period_s` and calls `tell` (from this thread) once for each new notice."""
+
+    def __init__(self, url: str, period_s: float, tell: Callable[[Notice], None]) -> None:
+        super().__init__(name="notices", daemon=True)
+        self._client = MetadataClient(url)
+        self._period_s = period_s
+        self._tell = tell
+        self._last: dict[NoticeKind, str] = {}
+        self._ended = threading.Event()
+
+    def stop(self) -> None:
+        """End after the poll in progress."""
+        self._ended.set()
+
+    def run(self) -> None:
+        """Poll until stopped. A service that does not answer is asked again: notices are best effort."""
+        polls = 0
+        while not self._ended.is_set():
+            try:
+                self._look(NoticeKind.INTERRUPTION, "spot/instance-action")
+                if polls % _REBALANCE_EVERY == 0:
+                    self._look(NoticeKind.REBALANCE, "events/recommendations/rebalance")
+            except (OSError, http.client.HTTPException):
+                pass
+            polls += 1
+            self._ended.wait(self._period_s)
+
+    def _look(self, kind: NoticeKind, path: str) -> None:
+        text = self._client.read(path)
+        if text is None or self._last.get(kind) == text:
+            return
+        self._last[kind] = text
+        notice = parse_interruption(text) if kind is NoticeKind.INTERRUPTION else Notice(kind, None)
+        if notice is not None:
+            self._tell(notice)
