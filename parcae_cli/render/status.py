@@ -15,8 +15,9 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from parcae_cli.job_status import JobStatus, NodeStatus, age_s
+from parcae_cli.job_status import JobStatus, age_s
 from parcae_cli.render.charts import bars, braille_curve, progress_bar
+from parcae_cli.render.fleet import grid_lines
 from parcae_cli.render.output import bytes_text, duration_text, usd_text
 
 JOB_COLOURS = {
@@ -29,20 +30,6 @@ JOB_COLOURS = {
     "interrupted": "yellow",
     "abandoned": "red",
 }
-# Of a node's state: the colour of its name, and the colours of the position that it fills.
-NODE_COLOURS = {
-    "training": ("green", "bold white on dark_green"),
-    "running": ("green", "bold white on dark_green"),
-    "loading": ("cyan", "bold white on deep_sky_blue4"),
-    "joining": ("cyan", "bold white on deep_sky_blue4"),
-    "booting": ("cyan", "bold white on deep_sky_blue4"),
-    "requested": ("bright_black", "white on grey23"),
-    "spare": ("blue", "bold white on navy_blue"),
-    "noticed": ("yellow", "bold black on gold3"),
-    "lost": ("red", "bold white on dark_red"),
-    "terminating": ("red", "bold white on dark_red"),
-    "terminated": ("bright_black", "white on grey23"),
-}
 EVENT_COLOURS = {
     "joined": "green",
     "noticed": "yellow",
@@ -53,10 +40,7 @@ EVENT_COLOURS = {
     "error": "red",
 }
 WIDE = 108  # from this many columns on, two panels stand side by side
-GONE = ("terminated", "lost", "terminating")
-COMING = ("requested", "booting", "joining", "loading")
 AVAILABILITY_LINES = 7
-MOST_PIPELINES = 16
 
 
 def status_view(
@@ -69,8 +53,10 @@ def status_view(
     parts += _warnings(status, now_s)
     inner = (width // 2 if width >= WIDE else width) - 4
     title = "result" if status.ended else "pipelines x stages"
-    lines = _result(status) if status.ended else _grid(status, inner, now_s)
+    lines = _result(status) if status.ended else grid_lines(status, inner, now_s)
     if width >= WIDE:
+        if not status.ended and len(lines) + (status.layout or (0, 0))[0] <= AVAILABILITY_LINES + 4:
+            lines = grid_lines(status, inner, now_s, airy=True)
         half = Table.grid(expand=True)
         half.add_column(ratio=1)
         half.add_column(ratio=1)
@@ -121,7 +107,7 @@ def _progress(status: JobStatus, width: int) -> RenderableType:
     part = status.step / total
     tail = f" {part:4.0%}"
     pace = status.curve.seconds_per_step
-    if pace and not status.ended and status.step < status.steps:
+    if pace and status.launcher_alive and status.step < status.steps:
         tail += f"  about {duration_text((status.steps - status.step) * pace)} to go"
     done, open_ = progress_bar(part, max(10, width - len(label) - len(tail) - 1))
     return Text.assemble((label, "bold"), (done, "green"), (open_, "bright_black"), tail)
@@ -142,92 +128,10 @@ def _warnings(status: JobStatus, now_s: float) -> list[RenderableType]:
     return lines
 
 
-# ---- the fleet -----------------------------------------------------------------------------------------
-
-
 def _panel(body: RenderableType, title: str, height: int | None = None) -> RenderableType:
     return Panel(
         body, title=title, title_align="left", border_style="bright_black", box=box.ROUNDED, height=height
     )
-
-
-def _grid(status: JobStatus, inner: int, now_s: float) -> list[RenderableType]:
-    """The positions line by line, then the nodes that have none, then the planner's last reason."""
-    nodes = [node for node in status.nodes if node.state not in GONE or node.position is not None]
-    lines: list[RenderableType] = []
-    if status.layout:
-        lines += _positions(status, nodes, inner, now_s)
-    else:
-        lines.append(Text("no layout yet", "dim"))
-    groups: dict[str, list[NodeStatus]] = {}
-    for node in nodes:
-        if node.position is None:
-            groups.setdefault("coming" if node.state in COMING else node.state, []).append(node)
-    if groups:
-        lines.append(Text(""))
-    lines += [_names(label, named, inner, now_s) for label, named in sorted(groups.items())]
-    if status.why:
-        lines.append(Text(f"why: {status.why}", "dim", no_wrap=True, overflow="ellipsis"))
-    return lines
-
-
-def _positions(status: JobStatus, nodes: list[NodeStatus], inner: int, now_s: float) -> list[RenderableType]:
-    assert status.layout is not None
-    pipelines, stages = status.layout
-    at = {node.position: node for node in nodes if node.position is not None}
-    cell = max(1, min(20, (inner - 4) // stages - 1))  # one blank between cells
-    head = Text("    ")
-    for stage in range(stages):
-        cut = status.cuts[stage] if stage < len(status.cuts) else ()
-        label = f"stage {stage}" + (f": {_layers(cut)}" if cut else "")
-        label = next((x for x in (label, f"stage {stage}", f"s{stage}", str(stage)) if len(x) <= cell), "")
-        head.append(f"{label:<{cell}} ", "dim")
-    lines: list[RenderableType] = [head]
-    for pipeline in range(min(pipelines, MOST_PIPELINES)):
-        line = Text(f"p{pipeline:<2} ", "dim")
-        for stage in range(stages):
-            line.append_text(_cell(at.get((pipeline, stage)), cell, now_s)).append(" ")
-        lines.append(line)
-    if pipelines > MOST_PIPELINES:
-        lines.append(Text(f"    and {pipelines - MOST_PIPELINES} more pipelines", "dim"))
-    return lines
-
-
-def _layers(cut: tuple[int, ...]) -> str:
-    return f"layer {cut[0]}" if len(cut) == 1 else f"layers {cut[0]}-{cut[-1]}"
-
-
-def _countdown(node: NodeStatus, now_s: float) -> str:
-    return "" if node.notice_deadline is None else f"{max(0.0, node.notice_deadline - now_s):.0f} s left"
-
-
-def _colours(node: NodeStatus) -> tuple[str, str]:
-    state = "noticed" if node.notice_deadline is not None and node.state not in GONE else node.state
-    return NODE_COLOURS.get(state, ("white", "white on grey23"))
-
-
-def _cell(node: NodeStatus | None, width: int, now_s: float) -> Text:
-    """One position, filled with its node's colour; the state in words where there is room."""
-    if node is None:
-        return Text(f" {'-' * max(1, width - 2)} "[:width], "bright_black")
-    style = _colours(node)[1]
-    state = _countdown(node, now_s) or ("" if node.state in ("training", "running") else node.state)
-    for text in (f" {node.name}  {state}", f" {node.name}", node.name):
-        if len(text) <= width:
-            return Text(f"{text:<{width}}", style)
-    return Text("●" if width < 3 else f"{node.name[: width - 1]}…", style)
-
-
-def _names(label: str, nodes: list[NodeStatus], inner: int, now_s: float) -> Text:
-    text = Text(f"{label:<7}", "dim", no_wrap=True, overflow="ellipsis")
-    for count, node in enumerate(nodes):
-        left = _countdown(node, now_s)
-        name = f" {node.name}" + (f" ({left})" if left else "")
-        if len(text) + len(name) > inner - 8:
-            text.append(f" and {len(nodes) - count} more", "dim")
-            break
-        text.append(name, _colours(node)[0])
-    return text
 
 
 # ---- charts --------------------------------------------------------------------------------------------
@@ -380,7 +284,7 @@ def _events(status: JobStatus, count: int) -> RenderableType:
         when = time.strftime("%H:%M:%S", time.localtime(event.time_s))
         text = Text(event.text, EVENT_COLOURS.get(event.kind, ""), overflow="ellipsis", no_wrap=True)
         if event.why:
-            text.append(f"  {event.why}", "dim")
+            text.append(f"  {event.why}", "not bold bright_black")
         table.add_row(when, text)
     if not status.last_events:
         table.add_row("", Text("nothing has happened yet", "dim"))
