@@ -25,6 +25,11 @@ class NodeStatus:
     zone: str = ""
     notice_deadline: float | None = None
 
+    @property
+    def is_spare(self) -> bool:
+        """Whether it could train, had it a position."""
+        return self.position is None and self.state in ("spare", "running")
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -61,6 +66,7 @@ class JobStatus:
     usd_per_hour: float
     usd_on_demand: float
     generation: int
+    wanted: int
     backup_step: int | None
     why: str
     migrations: tuple[Mapping[str, Any], ...]
@@ -83,9 +89,7 @@ class JobStatus:
             | {"position": None if node.position is None else _pair(node.position, "pipeline", "stage")}
             for node in self.nodes
         ]
-        json_object["spares"] = [
-            node.name for node in self.nodes if node.position is None and node.state == "spare"
-        ]
+        json_object["spares"] = [node.name for node in self.nodes if node.is_spare]
         json_object["loss_curve"] = curve["losses"]
         return json_object
 
@@ -117,17 +121,34 @@ class StatusReader:
         return job_status(record, snapshot, events, self._curve())
 
     def _follow(self, path: Path) -> None:
-        try:
-            with path.open("rb") as file:
-                file.seek(self._offset)
-                new = file.read()
-        except FileNotFoundError:
+        if not path.exists():
             return
+        try:
+            self._read_on(path)
+        except (ValueError, KeyError, TypeError):
+            # A rollback has cut lines off, and the file has grown again since: it does not go on where we were.
+            self._offset = 0
+            self._rows.clear()
+            self._read_on(path)
+
+    def _read_on(self, path: Path) -> None:
+        """Take in the lines behind the last one known.
+
+        Raises:
+            ValueError: they are no continuation of it.
+        """
+        with path.open("rb") as file:
+            if path.stat().st_size < self._offset:
+                raise ValueError("the file has become shorter")
+            file.seek(self._offset)
+            new = file.read()
         whole = new[: new.rfind(b"\n") + 1]  # the last line may still be half written
-        self._offset += len(whole)
         for line in whole.splitlines():
             row = json.loads(line)
+            if self._rows and row["step"] <= self._rows[-1][0]:
+                raise ValueError("the steps go back")
             self._rows.append((row["step"], row["loss"], row["time_s"]))
+        self._offset += len(whole)
 
     def _curve(self) -> Curve:
         if not self._rows:
@@ -172,6 +193,7 @@ def job_status(
         usd_per_hour=0.0 if record.state.ended else snapshot.get("usd_per_hour") or 0.0,
         usd_on_demand=result.get("usd_on_demand") or snapshot.get("usd_on_demand") or 0.0,
         generation=snapshot.get("generation") or 0,
+        wanted=snapshot.get("wanted") or record.spec.get("nodes") or 0,
         backup_step=snapshot.get("backup_step"),
         why=result.get("why") or snapshot.get("why") or "",
         migrations=tuple(result.get("migrations") or snapshot.get("migrations") or ()),

@@ -38,7 +38,8 @@ def grid_lines(status: JobStatus, inner: int, now_s: float, airy: bool = False) 
     groups: dict[str, list[NodeStatus]] = {}
     for node in nodes:
         if node.position is None:
-            groups.setdefault("coming" if node.state in COMING else node.state, []).append(node)
+            label = "coming" if node.state in COMING else "spare" if node.is_spare else node.state
+            groups.setdefault(label, []).append(node)
     if groups and not airy:
         lines.append(Text(""))
     lines += [_names(label, named, inner, now_s) for label, named in sorted(groups.items())]

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from parcae_cli.job_status import JobStatus, age_s
 from parcae_cli.render.charts import bars, braille_curve, progress_bar
-from parcae_cli.render.fleet import grid_lines
+from parcae_cli.render.fleet import COMING, GONE, grid_lines
 from parcae_cli.render.output import bytes_text, duration_text, usd_text
 
 JOB_COLOURS = {
@@ -36,7 +36,9 @@ EVENT_COLOURS = {
     "lost": "red",
     "migration": "magenta",
     "plan": "magenta",
-    "wait": "yellow",
+    "waiting": "yellow",
+    "rollback": "red",
+    "started": "green",
     "error": "red",
 }
 WIDE = 108  # from this many columns on, two panels stand side by side
@@ -167,7 +169,8 @@ def _availability(status: JobStatus, inner: int) -> RenderableType:
     if len(ahead) * broad > len(end) + 1:
         under += f"{end:>{len(ahead) * broad + 1}}"
     lines.append(Text(" " * axis + under, "dim"))
-    now = f"{status.availability[-1]} nodes" if status.availability else "no history yet"
+    held = sum(node.state not in GONE and node.state not in COMING for node in status.nodes)
+    now = f"{held} of {status.wanted} nodes" if not status.ended else "nodes held"
     title = f"availability  [cyan]{now}[/]" + ("  [magenta]forecast[/]" if ahead else "")
     return _panel(Group(*lines), title)
 

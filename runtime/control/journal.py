@@ -18,6 +18,7 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
+from cloud.processes import start_ticks
 from cloud.types import Instance, InstanceState, Pool
 
 # Writers queue for the one write lock; two hundred at once on a busy two-core machine need well under this.
@@ -89,7 +90,7 @@ class JobRecord:
     @property
     def launcher_alive(self) -> bool:
         """Whether the very process that launched the job still runs; a reused pid does not count."""
-        return self.pid_start is not None and process_start(self.pid) == self.pid_start
+        return self.pid_start is not None and start_ticks(self.pid) == self.pid_start
 
 
 @dataclass(frozen=True)
@@ -121,19 +122,6 @@ class EventRecord:
     kind: str
     text: str
     why: str
-
-
-def process_start(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; None if there is none (a zombie counts as none).
-
-    With the pid this names a process for good: pids are reused, pairs are not.
-    """
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()  # the command's name may hold spaces and brackets
-    return None if fields[0] in "ZX" else int(fields[19])
 
 
 def check_job_name(name: str) -> str:
@@ -219,7 +207,7 @@ class Journal:
             ValueError: the name cannot be a job's.
         """
         folder = self.job_folder(name)
-        record = (name, JobState.STARTING, json.dumps(spec), pid, process_start(pid), time.time())
+        record = (name, JobState.STARTING, json.dumps(spec), pid, start_ticks(pid), time.time())
         try:
             with self._write() as db:
                 db.execute(

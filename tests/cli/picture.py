@@ -27,14 +27,14 @@ def snapshot(now_s: float, step: int = 124) -> dict[str, Any]:
     """A job in full swing: seven nodes, one of them noticed, one spare, one coming."""
     positions = [(p, s) for p in range(3) for s in range(2)]
     nodes: list[dict[str, Any]] = [
-        {"name": f"i{k + 1}", "state": "training", "position": {"pipeline": p, "stage": s},
+        {"name": f"i{k + 1}", "state": "running", "position": {"pipeline": p, "stage": s},
          "zone": "local-a", "notice_deadline": None}
         for k, (p, s) in enumerate(positions)
     ]  # fmt: skip
     nodes[3] |= {"state": "noticed", "notice_deadline": now_s + 41.5}
     nodes += [
-        {"name": "i9", "state": "spare", "position": None, "zone": "local-b", "notice_deadline": None},
-        {"name": "i12", "state": "joining", "position": None, "zone": "local-b", "notice_deadline": None},
+        {"name": "i9", "state": "running", "position": None, "zone": "local-b", "notice_deadline": None},
+        {"name": "i12", "state": "booting", "position": None, "zone": "local-b", "notice_deadline": None},
     ]
     history = [8, 8, 8, 7, 7, 6, 6, 5, 5, 5, 6, 7, 7, 8, 8, 8, 8, 7, 6, 6, 4, 4, 5, 6, 6, 7, 8, 8, 7]
     return {
