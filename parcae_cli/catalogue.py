@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from runtime.planning.errors import InputError
 from runtime.planning.model import ModelSpec, parse_model
@@ -31,6 +33,27 @@ def load_model(name: str) -> ModelSpec:
     Raises:
         InputError: there is no such model or file, or it is not a good template.
     """
+    path = _model_path(name)
+    return parse_model(_read(path), str(path))
+
+
+def load_template(name: str) -> dict[str, Any]:
+    """The content of a model's template, found like `load_model` finds it, not checked.
+
+    Raises:
+        InputError: there is no such model or file, or it is not TOML.
+    """
+    return _read(_model_path(name))
+
+
+def load_measured_costs() -> dict[str, Any]:
+    """What migrations cost in Parcae's own runtime, as it was measured."""
+    path = templates_folder() / "profiles" / "measured.json"
+    table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return table
+
+
+def _model_path(name: str) -> Path:
     if name.endswith(".toml"):
         path = Path(name)
         if not path.is_file():
@@ -43,10 +66,13 @@ def load_model(name: str) -> ModelSpec:
             raise InputError(
                 f"no model {name!r}; there are {', '.join(model_names())}, or give the path of a .toml file"
             )
+    return path
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: is not TOML: {error}") from error
-    return parse_model(data, str(path))

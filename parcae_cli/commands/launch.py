@@ -92,6 +92,7 @@ def launch(
         )
     check_model(model)
 
+    from parcae_cli.catalogue import load_measured_costs, load_template
     from parcae_cli.home import parcae_home
     from runtime.control.job import LaunchRequest
 
@@ -114,6 +115,8 @@ def launch(
         backup_every=backup_every,
         budget_usd=budget,
         corpus=files_of(data or []),
+        template=load_template(model),
+        cost_table=load_measured_costs(),
     )
     if dry_run:
         from parcae_cli.render.job import print_request

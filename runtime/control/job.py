@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ class LaunchRequest:
     `trace` decides how many there are and names them, `speed` is its seconds per wall second, and `notice_s`
     its seconds between a warning and the kill. `corpus` are the files to train on; none: the standard
     library's sources. `forecaster` None: the planner's default. `home` is where the journal and the job's
-    files go.
+    files go. `template` is the content of the model's file, `cost_table` the measured costs of migrations.
+    `faults` are scripted deaths, for tests.
     """
 
     name: str
@@ -38,6 +40,9 @@ class LaunchRequest:
     backup_every: int = 10
     budget_usd: float | None = None
     corpus: tuple[Path, ...] = ()
+    template: Mapping[str, Any] = field(default_factory=dict)
+    cost_table: Mapping[str, Any] = field(default_factory=dict)
+    faults: tuple[Mapping[str, Any], ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The request as JSON values: the journal keeps it as the job's specification."""

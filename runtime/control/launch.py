@@ -1,0 +1,166 @@
+"""One job from start to end: journal, fleet, backup, coordinator; and whatever happens, nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+
+from cloud.local.provider import LocalProvider
+from cloud.local.schedule import Schedule
+from cloud.provider import MaybeStillRunningError
+from cloud.types import Pool
+from runtime.control.backup import Backup
+from runtime.control.coordinator import Coordinator, Training, TrainingError
+from runtime.control.fleet import Fleet
+from runtime.control.job import JobResult, LaunchRequest
+from runtime.control.journal import JobState, Journal
+from runtime.control.recorder import Bill, Recorder
+from runtime.control.wire import TOKEN_BYTES
+from runtime.planning.controller import ControllerConfig
+from runtime.planning.costs import measured_costs
+from runtime.planning.forecast import LastValue
+from runtime.planning.model import ModelSpec, parse_model
+from runtime.planning.profile import estimated_profile
+from runtime.planning.trace_formats import parse_trace
+
+
+def run(request: LaunchRequest) -> JobResult:
+    """Run a job in this process until it ends, by itself or by SIGINT or SIGTERM.
+
+    Raises:
+        InputError: the trace or the template is wrong.
+        JobExistsError: there is already a job of this name.
+        MaybeStillRunningError: something may have been left running.
+    """
+    spec = parse_model(request.template, request.model)
+    schedule = read_schedule(request)
+    journal = Journal(request.home)
+    journal.create_job(request.name, request.as_json(), os.getpid())
+    state = JobState.FAILED
+    result: JobResult | None = None
+    try:
+        result = asyncio.run(_Job(request, spec, schedule, journal).run())
+        state = JobState(result.state)
+        return result
+    except KeyboardInterrupt:
+        state = JobState.INTERRUPTED
+        raise
+    finally:
+        journal.set_job_state(request.name, state, result.as_json() if result else None)
+        journal.close()
+
+
+def read_schedule(request: LaunchRequest) -> Schedule:
+    """Which local instances exist when: the trace's, or as many as are wanted for ever."""
+    if request.trace is None:
+        return Schedule.constant(request.nodes)
+    trace = parse_trace(request.trace.read_text(encoding="utf-8"), str(request.trace))
+    return Schedule.of((event.time_s, event.action, event.name) for event in trace.events)
+
+
+class _Job:
+    def __init__(
+        self, request: LaunchRequest, spec: ModelSpec, schedule: Schedule, journal: Journal
+    ) -> None:
+        self._request, self._spec, self._journal = request, spec, journal
+        self._schedule = schedule
+        price = spec.price
+        pool = Pool("local", "process", 1, price.spot_usd_per_hour, price.on_demand_usd_per_hour)
+        self._provider = LocalProvider(
+            request.name,
+            journal.job_folder(request.name),
+            schedule,
+            speed=request.speed,
+            notice_s=request.notice_s,
+            pool=pool,
+        )
+        self._token = secrets.token_bytes(TOKEN_BYTES)
+        # The local fleet's time runs `speed` times faster than the wall's, and with it its bill.
+        self._bill = Bill(request.speed)
+        self._recorder = Recorder(request, journal, request.steps, self._bill)
+
+    async def run(self) -> JobResult:
+        request = self._request
+        backup = Backup(len(self._spec.layers), self._token)
+        fleet = Fleet(self._provider, self._journal, request.name, request.nodes)
+        coordinator = Coordinator(
+            self._training(), self._controller(), fleet, backup, self._recorder, self._provider.start_clock
+        )
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, coordinator.request_stop)
+        state, why, digest = JobState.INTERRUPTED, "", None
+        try:
+            await fleet.start()
+            if not any(event.time_s <= 0 for event in self._schedule.events):
+                self._provider.start_clock()
+            digest = await coordinator.run()
+            state = JobState.INTERRUPTED if digest is None else JobState.DONE
+        except TrainingError as error:
+            state, why = JobState.FAILED, str(error)
+            self._recorder.event("failed", "the job ended", why)
+        finally:
+            self._recorder.ending()
+            try:
+                await fleet.stop()
+                for instance in fleet.instances():
+                    self._recorder.instance(instance)
+            except MaybeStillRunningError as error:
+                self._recorder.event("trouble", "something may still be running", str(error))
+                raise
+            finally:
+                backup.close()
+                self._recorder.ended(state)
+        return self._result(coordinator, state, digest, why)
+
+    def _training(self) -> Training:
+        request = self._request
+        return Training(
+            model=self._spec,
+            model_template=dict(request.template),
+            steps=request.steps,
+            seed=request.seed,
+            corpus=[str(path) for path in request.corpus],
+            token=self._token,
+            interval_s=request.interval_s / request.speed,
+            backup_every=request.backup_every,
+            faults=[dict(fault) for fault in request.faults],
+        )
+
+    def _controller(self) -> ControllerConfig:
+        request = self._request
+        # The controller's clock is the wall's, so intervals shrink with the trace's speed.
+        return ControllerConfig(
+            profile=estimated_profile(self._spec, request.nodes),
+            costs=measured_costs(request.cost_table, "measured.json", self._spec.device.link_bytes_per_s),
+            policy=request.policy,
+            forecaster=LastValue(),
+            interval_s=request.interval_s / request.speed,
+            lookahead=request.lookahead,
+            history=request.history,
+            max_nodes=request.nodes,
+        )
+
+    def _result(
+        self, coordinator: Coordinator, state: JobState, digest: str | None, why: str
+    ) -> JobResult:
+        recorder, ledger = self._recorder, coordinator.ledger
+        usd, usd_on_demand = self._bill.spent_now()
+        return JobResult(
+            job=self._request.name,
+            state=str(state),
+            steps=ledger.committed_steps,
+            samples=ledger.samples,
+            samples_lost=ledger.samples_lost,
+            samples_repeated=ledger.samples_repeated,
+            final_loss=recorder.final_loss,
+            weights_sha256=digest,
+            wall_s=recorder.wall_s,
+            usd=usd,
+            migrations=tuple(recorder.migrations),
+            usd_on_demand=usd_on_demand,
+            why=why,
+        )
+

@@ -1,0 +1,271 @@
+"""What a job leaves behind while it runs: metrics, events, the snapshot that `status` shows, the bill."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from typing import Any
+
+from cloud.types import Instance, InstanceState
+from runtime.control.job import LaunchRequest, MigrationRecord
+from runtime.control.journal import JobState, Journal
+from runtime.planning import controller
+from runtime.planning.types import MigrationPlan, Position
+
+_REFRESH_S = 0.25
+_RATE_WINDOW_S = 10.0
+
+
+class Bill:
+    """What the instances have cost so far. `speed` is how much faster than the wall their time runs."""
+
+    def __init__(self, speed: float) -> None:
+        self._speed = speed
+        self._held: dict[str, tuple[Instance, float | None]] = {}  # id -> instance, when it ended
+
+    def update(self, instance: Instance, now_s: float) -> None:
+        """Note an instance's new state; times in Unix seconds."""
+        _, ended_s = self._held.get(instance.id, (instance, None))
+        if instance.state is InstanceState.TERMINATED and ended_s is None:
+            ended_s = now_s
+        self._held[instance.id] = (instance, ended_s)
+
+    def spent(self, now_s: float) -> tuple[float, float]:
+        """USD spent on spot, and what the same hours would have cost on demand."""
+        spot = on_demand = 0.0
+        for instance, ended_s in self._held.values():
+            hours = max(0.0, (ended_s or now_s) - instance.launched_s) * self._speed / 3600
+            spot += hours * instance.pool.spot_usd_per_hour
+            on_demand += hours * instance.pool.on_demand_usd_per_hour
+        return spot, on_demand
+
+    def spent_now(self) -> tuple[float, float]:
+        """`spent` until now."""
+        return self.spent(time.time())
+
+    def per_hour(self) -> float:
+        """USD per hour of what is held now."""
+        held = (instance for instance, ended_s in self._held.values() if ended_s is None)
+        return sum(instance.pool.spot_usd_per_hour for instance in held)
+
+    def held(self) -> list[Instance]:
+        """The instances that have not ended."""
+        return [instance for instance, ended_s in self._held.values() if ended_s is None]
+
+
+class Recorder:
+    """Writes down one job. All times it writes are Unix seconds, or seconds since the job began."""
+
+    def __init__(self, request: LaunchRequest, journal: Journal, token_steps: int, bill: Bill) -> None:
+        self._request, self._journal, self._bill = request, journal, bill
+        self._steps = token_steps
+        self._began_s = time.time()
+        self._folder = journal.job_folder(request.name)
+        self._metrics = (self._folder / "metrics.jsonl").open("w", encoding="utf-8")
+        self._offsets: list[int] = []  # where each step's line begins, so that a rollback can cut them off
+        self._wall_s: float | None = None
+        self._state = JobState.STARTING
+        self._plan: MigrationPlan | None = None
+        self._before: MigrationPlan | None = None
+        self._notices: dict[str, float] = {}
+        self._recent: deque[tuple[float, int]] = deque()
+        self._losses: list[float] = []
+        self._samples = 0
+        self._decision: controller.Decision | None = None
+        self._why = ""
+        self._next_refresh_s = 0.0
+        self._backup_step = 0
+        self.migrations: list[MigrationRecord] = []
+
+    # ---- what happens ----------------------------------------------------------------------------------
+
+    def event(self, kind: str, text: str, why: str = "") -> None:
+        """Something a person would want to know, with its reason."""
+        self._journal.event(self._request.name, time.time(), kind, text, why)
+
+    def seconds_until(self, deadline_s: float) -> float:
+        """From now to a Unix time."""
+        return deadline_s - time.time()
+
+    def instance(self, instance: Instance) -> None:
+        """An instance changed its state."""
+        self._bill.update(instance, time.time())
+        if instance.state is InstanceState.TERMINATED:
+            self._notices.pop(instance.name, None)
+
+    def noticed(self, node: str, deadline_s: float | None) -> None:
+        """The node has a notice until `deadline_s`; None: no longer."""
+        if deadline_s is None:
+            self._notices.pop(node, None)
+        else:
+            self._notices[node] = deadline_s
+
+    def step(self, step: int, loss: float, samples: int, plan: MigrationPlan) -> None:
+        """A step was committed."""
+        now_s = time.time()
+        self._offsets.append(self._metrics.tell())
+        line = {
+            "step": step,
+            "loss": loss,
+            "samples": samples,
+            "time_s": round(now_s - self._began_s, 6),
+            "generation": plan.generation,
+            "pipelines": plan.layout.pipelines,
+            "stages": plan.layout.stages,
+        }
+        self._metrics.write(json.dumps(line) + "\n")
+        self._metrics.flush()
+        self._losses.append(loss)
+        self._samples = samples
+        self._recent.append((now_s, samples))
+        while now_s - self._recent[0][0] > _RATE_WINDOW_S:
+            self._recent.popleft()
+
+    def roll_back(self, step: int, undone: int) -> None:
+        """The job went back to `step`: the lines of the steps after it are cut off, they will come again."""
+        if step < len(self._offsets):
+            self._metrics.flush()
+            self._metrics.seek(self._offsets[step])
+            self._metrics.truncate()
+            del self._offsets[step:], self._losses[step:]
+        self._recent.clear()
+        self._backup_step = step
+        self.event(
+            "rollback", f"back to step {step}, {undone} steps are done again", "every holder of a stage died"
+        )
+
+    def decision(self, decision: controller.Decision) -> None:
+        """What the controller decided; the reason is an event when it changes."""
+        self._decision = decision
+        if decision.why and decision.why != self._why:
+            self._why = decision.why
+            if decision.commands:
+                self.event("plan", decision.why)
+
+    def waiting(self, why: str) -> None:
+        """There are too few nodes."""
+        if self._state is not JobState.WAITING:
+            self.event("waiting", "training waits for nodes", why)
+            self.set_state(JobState.WAITING)
+        self._why = why
+        self._plan = None
+
+    def generation(self, plan: MigrationPlan) -> None:
+        """A new generation begins its first step."""
+        if self._plan is not None:
+            self._before = self._plan
+        self._plan = plan
+
+    def migrated(self, record: MigrationRecord) -> None:
+        """A generation committed its first step."""
+        if self._state is not JobState.RUNNING:
+            self.set_state(JobState.RUNNING)
+        if record.before is None:
+            self.event("started", f"training started as {record.after}")
+            return
+        self.migrations.append(record)
+        how = "prepared" if record.noticed else "after a loss"
+        self.event(
+            "migration",
+            f"{record.kind} {record.before} to {record.after}, {how}: "
+            f"pause {record.pause_s * 1e3:.0f} ms, {record.bytes_moved / 1e6:.1f} MB moved",
+            self._plan.why if self._plan else "",
+        )
+
+    def set_state(self, state: JobState) -> None:
+        """The job's state, in the journal at once."""
+        self._state = state
+        self._journal.set_job_state(self._request.name, state)
+        self.refresh(force=True)
+
+    # ---- what there is to see --------------------------------------------------------------------------
+
+    @property
+    def final_loss(self) -> float | None:
+        """The loss of the last committed step."""
+        return self._losses[-1] if self._losses else None
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds since the job began, or that it took."""
+        return time.time() - self._began_s if self._wall_s is None else self._wall_s
+
+    def refresh(self, force: bool = False) -> None:
+        """Write the snapshot, a few times a second at most."""
+        now_s = time.time()
+        if force or now_s >= self._next_refresh_s:
+            self._next_refresh_s = now_s + _REFRESH_S
+            self._journal.snapshot(self._request.name, self.snapshot(now_s))
+
+    def snapshot(self, now_s: float) -> dict[str, Any]:
+        """What `parcae status --json` prints."""
+        plan, decision = self._plan, self._decision
+        spent_usd, on_demand_usd = self._bill.spent(now_s)
+        assignment = plan.assignment if plan else {}
+        nodes = [self._node(instance, assignment.get(instance.name)) for instance in self._bill.held()]
+        return {
+            "job": self._request.name,
+            "model": self._request.model,
+            "cloud": self._request.cloud,
+            "state": str(self._state),
+            "step": len(self._losses),
+            "steps": self._steps,
+            "loss": self.final_loss,
+            "loss_curve": _thinned(self._losses, 120),
+            "samples": self._samples,
+            "samples_per_s": self._samples_per_s(),
+            "liveput": decision.liveput if decision else None,
+            "layout": ({"pipelines": plan.layout.pipelines, "stages": plan.layout.stages} if plan else None),
+            "cuts": [list(stage) for stage in plan.cuts] if plan else [],
+            "nodes": sorted(nodes, key=lambda node: node["name"]),
+            "spares": sorted(node["name"] for node in nodes if node["position"] is None),
+            "wanted": self._request.nodes,
+            "availability": list(decision.availability) if decision else [],
+            "availability_interval_s": self._request.interval_s,
+            "forecast": list(decision.forecast) if decision else [],
+            "usd": spent_usd,
+            "usd_per_hour": self._bill.per_hour(),
+            "usd_on_demand": on_demand_usd,
+            "generation": plan.generation if plan else 0,
+            "why": self._why,
+            "migrations": [record.as_json() for record in self.migrations[-20:]],
+            "wall_s": self.wall_s,
+            "updated_s": now_s,
+            "last_events": [
+                {"time_s": e.time_s, "kind": e.kind, "text": e.text, "why": e.why}
+                for e in self._journal.events(self._request.name, last=12)
+            ],
+        }
+
+    def ending(self) -> None:
+        """Training is over; the fleet is being given back."""
+        self._wall_s = time.time() - self._began_s
+        self.set_state(JobState.STOPPING)
+        self._metrics.close()
+
+    def ended(self, state: JobState) -> None:
+        """Nothing runs any more: the last picture, for `status` after the end."""
+        self._state, self._plan = state, None
+        self.refresh(force=True)
+
+    def _node(self, instance: Instance, position: Position | None) -> dict[str, Any]:
+        return {
+            "name": instance.name,
+            "state": str(InstanceState.NOTICED if instance.name in self._notices else instance.state),
+            "position": None if position is None else [position.pipeline, position.stage],
+            "zone": instance.pool.zone,
+            "notice_deadline": self._notices.get(instance.name),
+        }
+
+    def _samples_per_s(self) -> float:
+        if len(self._recent) < 2:
+            return 0.0
+        (first_s, first), (last_s, last) = self._recent[0], self._recent[-1]
+        return (last - first) / (last_s - first_s) if last_s > first_s else 0.0
+
+
+def _thinned(values: list[float], count: int) -> list[float]:
+    """At most `count` values, evenly spread, the last one always among them."""
+    stride = max(1, -(-len(values) // count))
+    return values[::-1][::stride][::-1]

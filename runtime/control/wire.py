@@ -1,0 +1,109 @@
+"""The byte protocol of state transfer, spoken by workers and by the backup: blobs of one layer at one step.
+
+A request is one fixed header: operation, layer, step, size in bytes, and the job's 16-byte token. GET is
+answered by a size (0: not here) and that many bytes; PUT is followed by the bytes and answered by a 1.
+Plain TCP and no objects: the receiver reads straight into the memory where the state will live.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from dataclasses import dataclass
+
+GET, PUT = 1, 2
+TOKEN_BYTES = 16
+_REQUEST = struct.Struct(f"!BIQQ{TOKEN_BYTES}s")
+_SIZE = struct.Struct("!Q")
+_CHUNK_BYTES = 1 << 22
+
+
+class TransferError(ConnectionError):
+    """The other side does not have the layer at that step, or went away in the middle."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One GET or PUT. `size_bytes` is 0 for a GET."""
+
+    operation: int
+    layer: int
+    step: int
+    size_bytes: int
+
+
+def connect(host: str, port: int, timeout_s: float) -> socket.socket:
+    """A connection ready for requests."""
+    sock = socket.create_connection((host, port), timeout=timeout_s)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def receive_into(sock: socket.socket, view: memoryview) -> None:
+    """Fill `view` from the socket.
+
+    Raises:
+        TransferError: the peer closed before that.
+    """
+    done = 0
+    while done < len(view):
+        count = sock.recv_into(view[done : done + _CHUNK_BYTES])
+        if count == 0:
+            raise TransferError(f"the peer closed after {done} of {len(view)} bytes")
+        done += count
+
+
+def send_request(sock: socket.socket, request: Request, token: bytes) -> None:
+    """Write the header of a request."""
+    header = _REQUEST.pack(request.operation, request.layer, request.step, request.size_bytes, token)
+    sock.sendall(header)
+
+
+def receive_request(sock: socket.socket, token: bytes) -> Request | None:
+    """The next request, or None when the peer is done.
+
+    Raises:
+        TransferError: the token is another job's, or the header breaks off.
+    """
+    first = sock.recv(1)
+    if not first:
+        return None
+    rest = bytearray(_REQUEST.size - 1)
+    receive_into(sock, memoryview(rest))
+    operation, layer, step, size_bytes, theirs = _REQUEST.unpack(first + bytes(rest))
+    if theirs != token:
+        raise TransferError("a request with another job's token")
+    return Request(operation, layer, step, size_bytes)
+
+
+def send_size(sock: socket.socket, size_bytes: int) -> None:
+    """Answer with a size; 0 says no."""
+    sock.sendall(_SIZE.pack(size_bytes))
+
+
+def receive_size(sock: socket.socket) -> int:
+    """The size that the other side answered."""
+    buffer = bytearray(_SIZE.size)
+    receive_into(sock, memoryview(buffer))
+    return int(_SIZE.unpack(buffer)[0])
+
+
+def get_into(sock: socket.socket, layer: int, step: int, view: memoryview, token: bytes) -> None:
+    """Fetch one layer's state of `step` straight into `view`.
+
+    Raises:
+        TransferError: the source does not have it in that size, or went away.
+    """
+    send_request(sock, Request(GET, layer, step, 0), token)
+    size_bytes = receive_size(sock)
+    if size_bytes != len(view):
+        raise TransferError(f"layer {layer} of step {step}: {size_bytes} bytes offered, {len(view)} needed")
+    receive_into(sock, view)
+
+
+def put(sock: socket.socket, layer: int, step: int, view: memoryview, token: bytes) -> None:
+    """Store one layer's state of `step` on the other side, and wait until it is there whole."""
+    send_request(sock, Request(PUT, layer, step, len(view)), token)
+    sock.sendall(view)
+    if receive_size(sock) != 1:
+        raise TransferError(f"layer {layer} of step {step}: the backup refused it")

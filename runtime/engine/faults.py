@@ -1,0 +1,43 @@
+"""Scripted deaths for tests: SIGKILL to this very process at a named point of a step, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+# Where a worker can be told to die. `before_vote`/`after_vote` surround the vote, `optimiser` is half-way
+# through a layer's update, `send` and `receive` are in the middle of a state transfer, `prepare` while the
+# groups of the next generation are built, `abort` while another death is being recovered from.
+POINTS = (
+    "forward",
+    "backward",
+    "reduce",
+    "before_vote",
+    "after_vote",
+    "commit",
+    "optimiser",
+    "prepare",
+    "switch",
+    "send",
+    "receive",
+    "abort",
+)
+
+
+class FaultInjector:
+    """Dies when the worker reaches (step, point); a fault with no step dies at the first such point."""
+
+    def __init__(self, node: str, faults: Sequence[dict[str, Any]]) -> None:
+        self._faults = [(f.get("step"), str(f["point"])) for f in faults if f["node"] == node]
+
+    def at(self, step: int, point: str) -> None:
+        """Die here if the script says so. `step` counts from 0; a scripted step means "at or after"."""
+        for when, where in self._faults:
+            if where == point and (when is None or step >= when):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def expects(self, point: str) -> bool:
+        """Whether any fault is scripted for this point (so that callers can make room for it)."""
+        return any(where == point for _, where in self._faults)

@@ -1,0 +1,91 @@
+"""One generation as a worker sees it: its position, its groups, and the thread that waits in them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from runtime.control.messages import Prepare
+from runtime.engine.groups import GlooGroups, Groups
+from runtime.engine.waits import Waiter
+
+
+class Generation:
+    """The groups are built in the background as soon as this exists; `groups()` waits for them."""
+
+    def __init__(self, message: Prepare, host: str, prepared: Callable[[float], None]) -> None:
+        self.number = message.generation
+        self.pipelines, self.stages = message.pipelines, len(message.cuts)
+        self.pipeline, self.stage = message.position
+        self.layers: Sequence[int] = message.cuts[self.stage]
+        self.gradient = torch.empty(0)
+        self.keep_alive: object = None  # what the network may still read or write
+        self.fresh = True  # no step of it has been committed yet
+        self.waiter = Waiter(f"generation-{self.number}")
+        self._groups: Groups | None = None
+        self._message, self._host, self._on_prepared = message, host, prepared
+        self.waiter.post(self._build)
+
+    def groups(self) -> Groups:
+        """The generation's groups, once every member has joined them."""
+        if self._groups is None:
+            self._groups = self.waiter.collect()
+        assert self._groups is not None
+        return self._groups
+
+    def micro_batches(self, count: int) -> list[int]:
+        """Which of `count` micro-batches this pipeline works on; D need not divide `count`."""
+        return [k for k in range(count) if k * self.pipelines // count == self.pipeline]
+
+    def free(self) -> None:
+        """Let go of the groups. Their destructors can take tens of milliseconds."""
+        self._groups = None
+        self.keep_alive = None
+
+    def _build(self) -> Groups:
+        began = time.monotonic()
+        message = self._message
+        groups = GlooGroups(
+            self.number,
+            self._host,
+            (message.store[0], message.store[1]),
+            self.pipelines,
+            self.stages,
+            (self.pipeline, self.stage),
+        )
+        self._on_prepared(time.monotonic() - began)
+        return groups
+
+
+class Graveyard:
+    """Frees generations that are over, once the call that their thread was left in has ended."""
+
+    _PERIOD_S = 0.5
+
+    def __init__(self) -> None:
+        self._dead: list[Generation] = []
+        self._lock = threading.Lock()
+        self._work = threading.Event()
+        threading.Thread(target=self._run, name="graveyard", daemon=True).start()
+
+    def bury(self, generation: Generation) -> None:
+        """The generation is over; free it as soon as possible, off the critical path."""
+        generation.waiter.abandon()
+        with self._lock:
+            self._dead.append(generation)
+        self._work.set()
+
+    def _run(self) -> None:
+        while self._work.wait():
+            time.sleep(self._PERIOD_S)
+            with self._lock:
+                finished = [g for g in self._dead if g.waiter.finished]
+                self._dead = [g for g in self._dead if not g.waiter.finished]
+                if not self._dead:
+                    self._work.clear()
+            for generation in finished:
+                generation.free()
+            del finished

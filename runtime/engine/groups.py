@@ -1,0 +1,113 @@
+"""Communication of one generation: a group for the own pipeline and one for the own stage, nothing global.
+
+The groups are made directly on a store, so a process outlives any number of generations and the next one's
+groups are built beside those in use. Gloo serves CPUs; on GPUs the same interface is kept by NCCL.
+"""
+
+from __future__ import annotations
+
+import socket
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+# What is left behind after an abort waits this long before it fails and frees its thread.
+GROUP_TIMEOUT_S = 20.0
+_GRADIENT_TAG = 1 << 20
+
+
+class Groups(Protocol):
+    """What a step needs from the network. Each call returns a Work to be waited for by a Waiter."""
+
+    def send_activation(self, tensor: torch.Tensor, micro_batch: int) -> Any:
+        """To the next stage of the own pipeline."""
+
+    def receive_activation(self, tensor: torch.Tensor, micro_batch: int) -> Any:
+        """From the previous stage."""
+
+    def send_gradient(self, tensor: torch.Tensor, micro_batch: int) -> Any:
+        """To the previous stage."""
+
+    def receive_gradient(self, tensor: torch.Tensor, micro_batch: int) -> Any:
+        """From the next stage."""
+
+    def reduce(self, tensor: torch.Tensor) -> Any | None:
+        """Sum over the replicas of the own stage, in place; None when there is only one."""
+
+
+class StoreServer:
+    """A rendezvous store that this worker offers to a generation, on `host` alone."""
+
+    def __init__(self, host: str) -> None:
+        listener = socket.create_server((host, 0), backlog=128)
+        self.port = int(listener.getsockname()[1])
+        # The listening socket is made here because the store by itself would listen on every interface.
+        self._store = dist.TCPStore(
+            host,
+            self.port,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=GROUP_TIMEOUT_S),
+            master_listen_fd=listener.detach(),
+        )
+
+
+class GlooGroups:
+    """Groups over gloo."""
+
+    def __init__(
+        self,
+        generation: int,
+        host: str,
+        store: tuple[str, int],
+        pipelines: int,
+        stages: int,
+        position: tuple[int, int],
+    ) -> None:
+        """Joins the generation's groups; blocks until every member has.
+
+        Raises:
+            RuntimeError: a member did not come within the timeout.
+        """
+        pipeline, self._stage = position
+        timeout = timedelta(seconds=GROUP_TIMEOUT_S)
+        # A client of its own for each generation: an abandoned wait would hold the lock of a shared one.
+        client = dist.TCPStore(store[0], store[1], is_master=False, timeout=timeout)
+
+        def group(name: str, rank: int, size: int) -> Any | None:
+            if size == 1:
+                return None
+            options = dist.ProcessGroupGloo._Options()
+            options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
+            options._timeout = timeout
+            prefixed = dist.PrefixStore(f"{generation}/{name}", client)
+            return dist.ProcessGroupGloo(prefixed, rank, size, options)
+
+        self._pipeline = group(f"pipeline{pipeline}", self._stage, stages)
+        self._replicas = group(f"stage{self._stage}", pipeline, pipelines)
+        self._client = client
+
+    def send_activation(self, tensor: torch.Tensor, micro_batch: int) -> Any:
+        assert self._pipeline is not None
+        return self._pipeline.send([tensor], self._stage + 1, micro_batch)
+
+    def receive_activation(self, tensor: torch.Tensor, micro_batch: int) -> Any:
+        assert self._pipeline is not None
+        return self._pipeline.recv([tensor], self._stage - 1, micro_batch)
+
+    def send_gradient(self, tensor: torch.Tensor, micro_batch: int) -> Any:
+        assert self._pipeline is not None
+        return self._pipeline.send([tensor], self._stage - 1, _GRADIENT_TAG + micro_batch)
+
+    def receive_gradient(self, tensor: torch.Tensor, micro_batch: int) -> Any:
+        assert self._pipeline is not None
+        return self._pipeline.recv([tensor], self._stage + 1, _GRADIENT_TAG + micro_batch)
+
+    def reduce(self, tensor: torch.Tensor) -> Any | None:
+        if self._replicas is None:
+            return None
+        options = dist.AllreduceOptions()
+        options.reduceOp = dist.ReduceOp.SUM
+        return self._replicas.allreduce([tensor], options)

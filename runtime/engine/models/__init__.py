@@ -1,0 +1,1 @@
+"""Models as lists of layers, so that they can be cut anywhere."""

@@ -1,0 +1,119 @@
+"""What a worker holds and computes: its layers, one step at a time, and the update once a step is decided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from runtime.control.messages import Vote
+from runtime.engine.data import Corpus
+from runtime.engine.generation import Generation
+from runtime.engine.models import gpt
+from runtime.engine.schedule import PipelineStep
+from runtime.engine.state import AdamW, LayerState, bind_gradients
+from runtime.planning.ledger import SampleOrder
+from runtime.planning.model import ModelSpec
+
+
+class Trainer:
+    """The layers of one worker, all of them at the same `step` (the number of steps committed)."""
+
+    def __init__(
+        self, model: ModelSpec, seed: int, corpus: Corpus, exact: bool, point: Callable[[str], None]
+    ) -> None:
+        assert model.gpt is not None, "only GPT models can be trained"
+        self._shape = model.gpt
+        self._training = model.training
+        self._seed, self._exact = seed, exact
+        self._corpus = corpus
+        self._order = SampleOrder(corpus.samples, self._training.mini_batch, seed)
+        self._point = point
+        self._micro_batches = self._training.micro_batches
+        self._optimiser = AdamW(
+            self._training.learning_rate,
+            self._training.weight_decay,
+            self._training.beta1,
+            self._training.beta2,
+            self._training.epsilon,
+        )
+        self.step = 0
+        self.layers: dict[int, LayerState] = {}
+
+    def new_layer(self, index: int, from_seed: bool) -> LayerState:
+        """A layer of its own memory: initialised from the seed, or zero until its state arrives."""
+        state = LayerState(index, gpt.build_layer(self._shape, index), self._exact)
+        if from_seed:
+            gpt.initialise_layer(state.module, self._shape, index, self._seed)
+        return state
+
+    def enter(self, generation: Generation, step: int, arrived: Mapping[int, LayerState]) -> None:
+        """Take the generation's position at `step`; `arrived` layers are installed, all of them at once."""
+        if step != self.step:
+            self.layers.clear()  # a rollback: versions never mix
+            self.step = step
+        self.layers.update(arrived)
+        missing = [index for index in generation.layers if index not in self.layers]
+        if missing:
+            raise RuntimeError(f"layers {missing} of step {step} are not here and were not sent")
+        generation.gradient = bind_gradients([self.layers[i] for i in generation.layers], self._exact)
+
+    def compute(self, generation: Generation) -> Vote:
+        """Forward, backward and reduction of this step; touches gradients only.
+
+        Raises:
+            AbandonedError: the generation was aborted.
+            RuntimeError: the network failed.
+        """
+        training = self._training
+        generation.gradient.zero_()
+        mine = [self.layers[index] for index in generation.layers]
+        ids = self._order.samples(self.step)
+        micro_batches = generation.micro_batches(self._micro_batches)
+        step = PipelineStep(
+            generation.groups(),
+            generation.waiter,
+            [layer.module for layer in mine],
+            generation.stage,
+            generation.stages,
+            (training.micro_batch, self._shape.seq, self._shape.d_model),
+            gpt.loss_of,
+            self._point,
+        )
+        generation.keep_alive = step
+        step.run(micro_batches, self._data(generation, ids, micro_batches), 1.0 / self._micro_batches)
+        work = generation.groups().reduce(generation.gradient)
+        self._point("reduce")
+        if work is not None:
+            generation.waiter.wait(work)
+        norms: list[list[Any]] = []
+        if generation.pipeline == 0:
+            norms = [[layer.index, layer.square_norm()] for layer in mine]
+        losses = [[micro_batch, loss] for micro_batch, loss in step.losses]
+        return Vote(generation.number, self.step, losses, norms)
+
+    def apply(self, generation: Generation, scale: float) -> None:
+        """The step is committed: update the layers. Local; after it, layers of other stages are dropped."""
+        for count, index in enumerate(generation.layers):
+            half_way = (lambda: self._point("optimiser")) if count == 0 else None
+            self.layers[index].apply(self.step, scale, self._optimiser, half_way)
+        if generation.fresh:
+            generation.fresh = False
+            for index in [i for i in self.layers if i not in generation.layers]:
+                del self.layers[index]
+        generation.keep_alive = None
+        self.step += 1
+
+    def views(self) -> dict[int, memoryview]:
+        """The bytes of every layer held."""
+        return {index: layer.view() for index, layer in self.layers.items()}
+
+    def _data(
+        self, generation: Generation, ids: Sequence[int], micro_batches: Sequence[int]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        if generation.stage not in (0, generation.stages - 1):
+            nothing = torch.empty(0)
+            return [(nothing, nothing)] * len(micro_batches)
+        size = self._training.micro_batch
+        return [self._corpus.batch(ids[k * size : (k + 1) * size]) for k in micro_batches]

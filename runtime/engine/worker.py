@@ -1,0 +1,285 @@
+"""The worker process: obeys the coordinator, lives through any number of generations.
+
+Two threads matter. The reader takes messages from the control socket; it starts to build a prepared
+generation at once and, on an abort, wakes the main thread wherever it waits. The main thread does everything
+else in the order of the messages, so a commit that precedes an abort is always applied.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from runtime.control import messages
+from runtime.engine.data import Corpus, CorpusError
+from runtime.engine.faults import FaultInjector
+from runtime.engine.generation import Generation, Graveyard
+from runtime.engine.groups import StoreServer
+from runtime.engine.state import LayerState
+from runtime.engine.trainer import Trainer
+from runtime.engine.transfer import Address, BackupPusher, StateServer, fetch_layers
+from runtime.engine.waits import AbandonedError
+from runtime.planning.errors import InputError
+from runtime.planning.model import parse_model
+
+
+class ControlChannel:
+    """JSON lines to and from the agent."""
+
+    def __init__(self, control_fd: int) -> None:
+        self._socket = socket.socket(fileno=control_fd)
+        self._lines = self._socket.makefile("rb")
+        self._lock = threading.Lock()
+
+    def send(self, wire: Mapping[str, Any]) -> None:
+        """Write one object; from any thread."""
+        line = json.dumps(wire, separators=(",", ":")).encode() + b"\n"
+        with self._lock:
+            self._socket.sendall(line)
+
+    def receive(self) -> dict[str, Any] | None:
+        """The next object, or None when the agent is gone."""
+        line = self._lines.readline()
+        if not line.endswith(b"\n"):
+            return None
+        parsed: dict[str, Any] = json.loads(line)
+        return parsed
+
+
+class Worker:
+    """One GPU's trainer."""
+
+    def __init__(self, channel: ControlChannel, host: str) -> None:
+        self._channel, self._host = channel, host
+        self._inbox: queue.SimpleQueue[messages.Message] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # guards the three below, which the reader and the main thread share
+        self._prepared: dict[int, Generation] = {}
+        self._aborted_until = -1
+        self._current: Generation | None = None
+        self._graveyard = Graveyard()
+        self._faults = FaultInjector("", ())
+        self._trainer: Trainer | None = None
+        self._pusher: BackupPusher | None = None
+        self._backup: Address | None = None
+        self._server = StateServer(host, self._point)
+        self._store = StoreServer(host)
+
+    def run(self) -> None:
+        """Serve until the coordinator says stop or the agent goes away."""
+        self._send(messages.Hello(os.getpid(), self._host, self._store.port, self._server.address.port))
+        threading.Thread(target=self._read, name="reader", daemon=True).start()
+        while True:
+            message = self._inbox.get()
+            try:
+                self._obey(message)
+            except AbandonedError:
+                continue  # the abort itself is next in the inbox
+            except (RuntimeError, OSError) as error:
+                generation = self._current.number if self._current else -1
+                self._send(messages.Failed(generation, f"{type(error).__name__}: {error}"[:300]))
+
+    def _read(self) -> None:
+        try:
+            while (wire := self._channel.receive()) is not None:
+                if wire.get("t") == "ping":
+                    self._channel.send({"t": "pong"})
+                    continue
+                message = messages.decode(wire)
+                if isinstance(message, messages.Prepare):
+                    self._prepare(message)
+                    continue
+                if isinstance(message, messages.Cancel):
+                    self._cancel(message.generation)
+                    continue
+                if isinstance(message, messages.Abort):
+                    self._abandon(message.generation)
+                self._inbox.put(message)
+        finally:
+            os._exit(3)  # nobody commands this worker any more: it must not train on
+
+    def _obey(self, message: messages.Message) -> None:
+        match message:
+            case messages.Configure():
+                self._configure(message)
+            case messages.Switch():
+                self._switch(message)
+            case messages.Commit():
+                self._commit(message)
+            case messages.Abort():
+                self._aborted(message)
+            case messages.Release():
+                self._release()
+            case messages.Digest():
+                assert self._trainer is not None
+                layers = sorted(self._trainer.layers.items())
+                digests = [[index, layer.digest()] for index, layer in layers]
+                self._send(messages.Digests(self._step, digests))
+            case messages.Stop():
+                os._exit(0)
+
+    @property
+    def _step(self) -> int:
+        return self._trainer.step if self._trainer else 0
+
+    def _point(self, name: str) -> None:
+        self._faults.at(self._step, name)
+
+    def _send(self, message: messages.Message) -> None:
+        self._channel.send(messages.encode(message))
+
+    def _configure(self, message: messages.Configure) -> None:
+        try:
+            model = parse_model(message.model, source=str(message.model.get("name")))
+            assert model.gpt is not None
+            corpus = Corpus(message.corpus, model.gpt.seq)
+        except (InputError, CorpusError) as error:
+            self._send(messages.Configured(0, "", str(error)))
+            return
+        token = bytes.fromhex(message.token)
+        self._faults = FaultInjector(message.node, message.faults)
+        self._trainer = Trainer(model, message.seed, corpus, message.exact, self._point)
+        self._server.token = token
+        if message.backup is not None:
+            self._backup = Address(message.backup[0], message.backup[1])
+            self._pusher = BackupPusher(self._backup, token)
+        self._send(messages.Configured(corpus.samples, corpus.digest()))
+
+    # ---- generations -----------------------------------------------------------------------------------
+
+    def _prepare(self, message: messages.Prepare) -> None:
+        """In the reader thread: build beside whatever is running."""
+
+        def prepared(seconds: float) -> None:
+            self._point("prepare")
+            self._send(messages.Prepared(message.generation, round(seconds, 4)))
+
+        with self._lock:
+            if message.generation <= self._aborted_until:
+                return
+            superseded = list(self._prepared.values())
+            self._prepared = {message.generation: Generation(message, self._host, prepared)}
+        for generation in superseded:
+            self._graveyard.bury(generation)
+
+    def _abandon(self, until: int) -> None:
+        """In the reader thread: wake the main thread wherever it waits."""
+        with self._lock:
+            self._aborted_until = max(self._aborted_until, until)
+            dead = [g for number, g in self._prepared.items() if number <= until]
+            self._prepared = {n: g for n, g in self._prepared.items() if n > until}
+            if self._current is not None and self._current.number <= until:
+                # Not buried yet: a commit decided before the abort may still wait in the inbox.
+                self._current.waiter.abandon()
+        for generation in dead:
+            self._graveyard.bury(generation)
+
+    def _cancel(self, number: int) -> None:
+        """In the reader thread: this generation will not be; the running one goes on."""
+        with self._lock:
+            generation = self._prepared.pop(number, None)
+        if generation is not None:
+            self._graveyard.bury(generation)
+
+    def _leave(self) -> None:
+        with self._lock:
+            old, self._current = self._current, None
+        if old is not None:
+            self._graveyard.bury(old)
+
+    def _aborted(self, message: messages.Abort) -> None:
+        self._leave()
+        self._faults.at(self._step, "abort")
+        holds = sorted(self._trainer.layers) if self._trainer else []
+        self._send(messages.Aborted(message.generation, self._step, holds))
+
+    def _release(self) -> None:
+        self._leave()
+        self._server.withdraw()
+        if self._trainer is not None:
+            self._trainer.layers.clear()
+
+    def _take(self, number: int) -> Generation:
+        with self._lock:
+            generation = self._prepared.pop(number, None)
+            if generation is None or number <= self._aborted_until:
+                raise AbandonedError
+            old, self._current = self._current, generation
+        if old is not None:
+            self._graveyard.bury(old)
+        return generation
+
+    def _switch(self, message: messages.Switch) -> None:
+        trainer = self._trainer
+        assert trainer is not None
+        generation = self._take(message.generation)
+        self._faults.at(message.step, "switch")
+        generation.groups()
+        began = time.monotonic()
+        arrived, moved = self._fetch(generation, message)
+        fetch_s = time.monotonic() - began
+        generation.waiter.check()
+        trainer.enter(generation, message.step, arrived)
+        self._server.publish(trainer.step, trainer.views())
+        self._compute(generation, moved, fetch_s)
+
+    def _fetch(self, generation: Generation, message: messages.Switch) -> tuple[dict[int, LayerState], int]:
+        """The layers that this worker needs, whole, in memory of their own until all have arrived."""
+        trainer = self._trainer
+        assert trainer is not None
+        arrived: dict[int, LayerState] = {}
+        wanted: list[tuple[int, Address]] = []
+        for layer, source in message.fetches:
+            arrived[layer] = trainer.new_layer(layer, from_seed=source == "seed")
+            if source == "backup":
+                assert self._backup is not None
+                wanted.append((layer, self._backup))
+            elif source != "seed":
+                wanted.append((layer, Address(source[0], source[1])))
+        if not wanted:
+            return arrived, 0
+        views = {layer: state.view() for layer, state in arrived.items()}
+        token = self._server.token
+        moved = generation.waiter.call(lambda: fetch_layers(message.step, wanted, views, token, self._point))
+        return arrived, moved
+
+    def _compute(self, generation: Generation, moved: int = 0, fetch_s: float = 0.0) -> None:
+        trainer = self._trainer
+        assert trainer is not None
+        began = time.monotonic()
+        vote = trainer.compute(generation)
+        compute_s = time.monotonic() - began
+        self._point("before_vote")
+        self._send(
+            replace(vote, fetched_bytes=moved, fetch_s=round(fetch_s, 5), compute_s=round(compute_s, 5))
+        )
+        self._point("after_vote")
+
+    def _commit(self, message: messages.Commit) -> None:
+        generation, trainer = self._current, self._trainer
+        assert generation is not None and trainer is not None and message.step == trainer.step
+        self._point("commit")
+        self._server.withdraw()
+        trainer.apply(generation, message.scale)
+        self._server.publish(trainer.step, trainer.views())
+        if message.push and self._pusher is not None and generation.pipeline == 0:
+            for index in generation.layers:
+                self._pusher.push(index, trainer.step, trainer.layers[index].buffer)
+        generation.waiter.check()
+        if message.proceed:
+            self._compute(generation)
+
+
+def main(control_fd: int) -> None:
+    """Run a worker on an open control socket. Never returns: the process ends with the control channel."""
+    torch.set_num_threads(1)
+    host = os.environ.get("PARCAE_ADDRESS", "127.0.0.1")
+    Worker(ControlChannel(control_fd), host).run()
