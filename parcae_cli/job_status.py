@@ -126,7 +126,7 @@ class StatusReader:
         try:
             self._read_on(path)
         except (ValueError, KeyError, TypeError):
-            # A rollback has cut lines off, and the file has grown again since: it does not go on where we were.
+            # A rollback has cut lines off and the file has grown since: it does not go on where we were.
             self._offset = 0
             self._rows.clear()
             self._read_on(path)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import glob
+import json
 import sys
+import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -90,7 +92,8 @@ def launch(
         raise UsageError(
             f"--policy {policy}: a job can follow {' or '.join(POLICIES)}", "Others: parcae replay"
         )
-    check_model(model)
+    template = trainable_template(model)
+    check_forecaster(forecaster)
 
     from parcae_cli.catalogue import load_measured_costs, load_template
     from parcae_cli.home import parcae_home
@@ -115,6 +118,8 @@ def launch(
         backup_every=backup_every,
         budget_usd=budget,
         corpus=files_of(data or []),
+        template=template,
+        cost_table=measured_cost_table(),
         template=load_template(model),
         cost_table=load_measured_costs(),
     )
@@ -164,16 +169,40 @@ def check_cloud(cloud: str, trace: str | None) -> None:
         raise UsageError(f"--trace is for --cloud local; {cloud} decides by itself which nodes there are")
 
 
-def check_model(model: str) -> None:
-    """Refuse what is not a good template of a model that can be trained."""
-    from parcae_cli.catalogue import load_model
+def trainable_template(model: str) -> dict[str, Any]:
+    """The content of a model's file, checked.
+
+    Raises:
+        UsageError: the model can be replayed only.
+        InputError: there is no such model, or its file is not a good template.
+    """
+    from parcae_cli.catalogue import load_model, templates_folder
 
     if load_model(model).gpt is None:
         raise UsageError(f"{model} can be replayed, not trained", "Models that can be: parcae models")
+    path = Path(model) if model.endswith(".toml") else templates_folder() / "models" / f"{model}.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def measured_cost_table() -> dict[str, Any]:
+    """What migrations cost, as measured with our own runtime."""
+    from parcae_cli.catalogue import templates_folder
+
+    text = (templates_folder() / "profiles" / "measured.json").read_text(encoding="utf-8")
+    table: dict[str, Any] = json.loads(text)
+    return table
+
+
+def check_forecaster(name: str | None) -> None:
+    """Refuse a forecaster that there is not."""
+    if name is not None:
+        from runtime.planning.forecast import forecaster_named
+
+        forecaster_named(name)
 
 
 def check_trace(trace: str | None) -> Path | None:
-    """The trace's path, if a trace is there."""
+    """The trace's path, if it is a file of text; what it says is checked when it is read."""
     if trace is None:
         return None
     path = Path(trace).expanduser()
@@ -181,6 +210,12 @@ def check_trace(trace: str | None) -> Path | None:
         raise UsageError(
             f"--trace {trace}: no such file", "Traces that come with Parcae: parcae trace --help"
         )
+    try:
+        path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--trace {trace}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"--trace {trace}: is not a text file", "Formats: parcae trace --help") from None
     return path.resolve()
 
 

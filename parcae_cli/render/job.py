@@ -18,6 +18,8 @@ def print_request(request: LaunchRequest, as_json: bool) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     for key, value in request.as_json().items():
+        if key in ("template", "cost_table", "faults"):
+            continue
         if key == "corpus":
             value = f"{len(request.corpus)} files" if request.corpus else "the standard library's sources"
         table.add_row(key, "-" if value is None else str(value))
