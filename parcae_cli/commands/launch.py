@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import glob
-import json
 import sys
-import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -92,7 +90,7 @@ def launch(
         raise UsageError(
             f"--policy {policy}: a job can follow {' or '.join(POLICIES)}", "Others: parcae replay"
         )
-    template = trainable_template(model)
+    check_model(model)
     check_forecaster(forecaster)
 
     from parcae_cli.catalogue import load_measured_costs, load_template
@@ -118,8 +116,6 @@ def launch(
         backup_every=backup_every,
         budget_usd=budget,
         corpus=files_of(data or []),
-        template=template,
-        cost_table=measured_cost_table(),
         template=load_template(model),
         cost_table=load_measured_costs(),
     )
@@ -169,28 +165,12 @@ def check_cloud(cloud: str, trace: str | None) -> None:
         raise UsageError(f"--trace is for --cloud local; {cloud} decides by itself which nodes there are")
 
 
-def trainable_template(model: str) -> dict[str, Any]:
-    """The content of a model's file, checked.
-
-    Raises:
-        UsageError: the model can be replayed only.
-        InputError: there is no such model, or its file is not a good template.
-    """
-    from parcae_cli.catalogue import load_model, templates_folder
+def check_model(model: str) -> None:
+    """Refuse what is not a good template of a model that can be trained."""
+    from parcae_cli.catalogue import load_model
 
     if load_model(model).gpt is None:
         raise UsageError(f"{model} can be replayed, not trained", "Models that can be: parcae models")
-    path = Path(model) if model.endswith(".toml") else templates_folder() / "models" / f"{model}.toml"
-    return tomllib.loads(path.read_text(encoding="utf-8"))
-
-
-def measured_cost_table() -> dict[str, Any]:
-    """What migrations cost, as measured with our own runtime."""
-    from parcae_cli.catalogue import templates_folder
-
-    text = (templates_folder() / "profiles" / "measured.json").read_text(encoding="utf-8")
-    table: dict[str, Any] = json.loads(text)
-    return table
 
 
 def check_forecaster(name: str | None) -> None:
