@@ -1,10 +1,11 @@
 """Process groups on record, so that whoever comes later can end exactly those and nothing else.
 
-A process that becomes a group leader enters itself in the register of its node: a file of lines `pid start role`,
-where `start` is the kernel's start time in clock ticks (field 22 of /proc/PID/stat), so that a number that was given
-to another process since is never mistaken for the old one. Closing a register leaves a mark beside it. A newcomer
-writes its line first and looks for the mark second; whoever ends the node sets the mark first and reads the lines
-second: one of the two always sees the other, so nothing slips through between.
+A process that becomes a group leader enters itself in the register of its node: a file of lines `pid start
+role`, where `start` is the kernel's start time in clock ticks (field 22 of /proc/PID/stat), so that a
+number that was given to another process since is never mistaken for the old one. Closing a register leaves
+a mark beside it. A newcomer writes its line first and looks for the mark second; whoever ends the node sets
+the mark first and reads the lines second: one of the two always sees the other, so nothing slips through
+between.
 """
 
 from __future__ import annotations
@@ -67,18 +68,19 @@ def is_alive(record: ProcessRecord) -> bool:
 
 def _members(group: int) -> list[tuple[int, _Stat]]:
     found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            stat = _stat(int(entry))
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            stat = _stat(int(entry.name))
             if stat is not None and stat.group == group and stat.state not in "ZX":
-                found.append((int(entry), stat))
+                found.append((int(entry.name), stat))
     return found
 
 
 def kill_group(record: ProcessRecord, folder: Path | None = None) -> Fate:
     """SIGKILL a recorded group, if it is still the recorded one.
 
-    A group whose leader has ended is killed only if all its members work inside `folder`; else it is doubtful.
+    A group whose leader has ended is killed only if all its members work inside `folder`; else it is
+    doubtful.
     """
     leader = _stat(record.pid)
     try:
@@ -107,14 +109,14 @@ def kill_group(record: ProcessRecord, folder: Path | None = None) -> Fate:
 
 def _works_in(pid: int, folder: Path) -> bool:
     try:
-        return Path(os.readlink(f"/proc/{pid}/cwd")).is_relative_to(folder.resolve())
+        return Path(f"/proc/{pid}/cwd").readlink().is_relative_to(folder.resolve())
     except OSError:
         return False
 
 
 @contextlib.contextmanager
 def short_path(path: Path) -> Iterator[str]:
-    """Another name for a socket's path: the kernel takes at most 107 bytes, and users' folders may be deep."""
+    """A short name for a socket's path: the kernel takes at most 107 bytes; users' folders may be deep."""
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield f"/proc/self/fd/{folder}/{path.name}"
@@ -130,7 +132,10 @@ class Register:
         self._mark = path.with_name(path.name + ".closed")
 
     def enter(self, role: str, pid: int | None = None) -> bool:
-        """Put a group leader on record (this process, by default). False: the node has ended, so leave at once."""
+        """Put a group leader on record (this process, by default).
+
+        False: the node has ended, so leave at once.
+        """
         pid = os.getpid() if pid is None else pid
         line = f"{pid} {start_ticks(pid) or 0} {role}\n".encode()
         with contextlib.suppress(FileNotFoundError):  # the folder is gone: so is the node

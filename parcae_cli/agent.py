@@ -1,4 +1,7 @@
-"""`python -m parcae_cli.agent --daemon`: start the agent of the node that this runs on. Imports nothing heavy."""
+"""`python -m parcae_cli.agent --daemon`: start the agent of the node that this runs on.
+
+Imports nothing heavy.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m parcae_cli.worker --control-fd N`: the trainer process of one GPU, at the end of its agent's socket."""
+"""`python -m parcae_cli.worker --control-fd N`: the trainer process of one GPU, held by its agent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _LAST_WORDS_S = 1.0
 def leave_with_agent(control_fd: int) -> None:
     """Start a thread that ends this process soon after the far end of `control_fd` has closed.
 
-    The engine sees the end of file too and leaves in better order; this is for the one that is stuck in a wait.
+    The engine sees the end of file too and leaves in better order; this is for the one that is stuck in a
+    wait.
     """
 
     def watch() -> None:

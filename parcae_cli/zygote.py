@@ -1,8 +1,8 @@
-"""`python -m parcae_cli.zygote`: one process with the engine loaded that forks workers for all nodes of this machine.
+"""`python -m parcae_cli.zygote`: the process that forks workers for all nodes of this machine.
 
-Loading torch takes seconds of CPU; a fork of a process that has loaded it takes milliseconds. The zygote has one thread
-and never touches torch beyond the import, so that its children start clean. It leaves when its lifeline (a descriptor
-whose other end the launcher holds) closes.
+Loading torch takes seconds of CPU; a fork of a process that has loaded it takes milliseconds. The zygote
+has one thread and never touches torch beyond the import, so that its children start clean. It leaves when
+its lifeline (a descriptor whose other end the launcher holds) closes.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Listen first, load second: requests wait in the queue of the socket meanwhile."""
     parser = argparse.ArgumentParser(prog="python -m parcae_cli.zygote", description=__doc__)
     parser.add_argument("--socket", required=True, help="path of the socket to listen on")
-    parser.add_argument("--lifeline-fd", type=int, required=True, help="leave when this descriptor reads end of file")
+    parser.add_argument(
+        "--lifeline-fd", type=int, required=True, help="leave when this descriptor reads end of file"
+    )
     parsed = parser.parse_args(arguments)
     listener = socket.socket(socket.AF_UNIX)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(parsed.socket)
+    Path(parsed.socket).unlink(missing_ok=True)
     listener.bind(parsed.socket)
     listener.listen(256)
     _load(os.environ.get("PARCAE_ENGINE", "runtime.engine.worker"))
@@ -80,7 +81,10 @@ def _serve(connection: socket.socket, listener: socket.socket, lifeline_fd: int)
 
 
 def _become_worker(request: dict[str, object], control_fd: int) -> None:
-    """The child: a session, a register, an environment and a log of its own; then the engine. Never returns."""
+    """The child: a session, a register, an environment and a log of its own; then the engine.
+
+    Never returns.
+    """
     code = 1
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -90,7 +94,8 @@ def _become_worker(request: dict[str, object], control_fd: int) -> None:
 
         environment = request["environment"]
         assert isinstance(environment, dict)
-        if "PARCAE_REGISTER" in environment and not Register(Path(environment["PARCAE_REGISTER"])).enter("worker"):
+        register = environment.get("PARCAE_REGISTER")
+        if register is not None and not Register(Path(register)).enter("worker"):
             os._exit(1)
         os.environ.clear()
         os.environ.update(environment)
@@ -105,7 +110,9 @@ def _become_worker(request: dict[str, object], control_fd: int) -> None:
         run(str(request["engine"]), control_fd)
         code = 0
     except SystemExit as leave:
-        code = leave.code if isinstance(leave.code, int) else 1
+        code = leave.code if isinstance(leave.code, int) else leave.code is not None
+        if isinstance(leave.code, str):
+            print(leave.code, file=sys.stderr)
     except BaseException:  # noqa: BLE001 - whatever ended the worker belongs in its log
         traceback.print_exc()
     finally:

@@ -1,9 +1,9 @@
 """The metadata service of one local node: AWS's IMDSv2 paths and rules.
 
-Source: the EC2 user guide, "Use the Instance Metadata Service" and "Spot Instance interruption notices". A token comes
-by PUT with a time to live of 1 to 21600 s (else 400; 403 for a forwarded request); a GET without a valid token is 401;
-what does not exist (no interruption announced) is 404. One deviation: times carry milliseconds, because a trace that
-runs 60 times faster leaves notices of a second or two.
+Source: the EC2 user guide, "Use the Instance Metadata Service" and "Spot Instance interruption notices". A
+token comes by PUT with a time to live of 1 to 21600 s (else 400; 403 for a forwarded request); a GET
+without a valid token is 401; what does not exist (no interruption announced) is 404. One deviation: times
+carry milliseconds, because a trace that runs 60 times faster leaves notices of a second or two.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ import secrets
 import time
 from datetime import UTC, datetime
 
-_REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Not Allowed"}
+_REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Not Allowed",
+}
 _TTL_HEADER = "x-aws-ec2-metadata-token-ttl-seconds"
 _TOKEN_HEADER = "x-aws-ec2-metadata-token"
 _ROOT = "/latest/meta-data/"
@@ -121,7 +128,10 @@ class _Exchange(asyncio.Protocol):
         self._buffer += data
         while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
             first, *rest = self._buffer[:end].decode("latin-1").split("\r\n")
-            headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in rest)}
+            headers = {
+                name.strip().lower(): value.strip()
+                for name, _, value in (line.partition(":") for line in rest)
+            }
             length = headers.get("content-length", "0")
             words = first.split(" ")
             if not length.isdecimal() or len(words) != 3:
@@ -143,7 +153,7 @@ class _Exchange(asyncio.Protocol):
         kind = "text/plain"
         if status != 200:
             kind = "text/html"
-            body = f"<html><head><title>{status} - {reason}</title></head><body>{status} - {reason}</body></html>"
+            body = f"<html><head><title>{status} - {reason}</title></head></html>"
         payload = body.encode()
-        head = f"HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}\r\nContent-Length: {len(payload)}\r\n{extra}\r\n"
-        self._transport.write(head.encode("latin-1") + payload)
+        head = f"HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}\r\nContent-Length: {len(payload)}\r\n"
+        self._transport.write(f"{head}{extra}\r\n".encode("latin-1") + payload)

@@ -1,4 +1,4 @@
-"""One local node: an SSH server, a metadata endpoint, a work folder and process groups, all ended at one blow."""
+"""One local node: an SSH server, a metadata endpoint, a work folder and process groups, ended at one blow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from cloud.types import Instance, SshTarget
 
 USERNAME = "parcae"
 
-# What a node inherits from the launching machine. Everything else (tokens, keys, cloud profiles) stays outside.
+# What a node inherits from the launching machine. Everything else (tokens, keys, cloud profiles) stays
+# outside.
 _INHERITED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
 
 
@@ -88,7 +89,7 @@ class LocalNode:
         )
 
     def kill(self) -> dict[ProcessRecord, Fate]:
-        """The machine is gone: port closed, every process group SIGKILLed, connections dropped without goodbye."""
+        """The machine is gone: port closed, process groups SIGKILLed, connections dropped without goodbye."""
         self.alive = False
         self._close_ports()
         fates = self.register.kill()
@@ -110,7 +111,7 @@ class LocalNode:
         self.metadata.close()
 
     async def _serve(self, remote: asyncssh.SSHServerProcess[bytes]) -> None:
-        """Run one command of an SSH session in its own process group; it outlives the session, as on a real sshd."""
+        """Run one command in its own process group; it outlives the SSH session, as on a real sshd."""
         process = await asyncio.create_subprocess_exec(
             "/bin/sh",
             "-c",
@@ -135,6 +136,8 @@ class LocalNode:
                     remote.exit(status)
                 else:
                     remote.exit_with_signal(signal.Signals(-status).name.removeprefix("SIG"))
+                remote.close()
+                await remote.wait_closed()
             await process.wait()
         finally:
             self._processes.discard(process)

@@ -22,9 +22,9 @@ from cloud.types import Instance, InstanceState, LaunchReply, Pool, SshTarget
 POOL = Pool(zone="local", instance_type="process", gpus=1, spot_usd_per_hour=0.0, on_demand_usd_per_hour=0.0)
 
 # Many workers share few cores: one thread each, or they get in each other's way.
-_SINGLE_THREADED = {
-    name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-}
+_SINGLE_THREADED = dict.fromkeys(
+    ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
+)
 _GONE_WITHIN_S = 4.0
 _ENDED = (InstanceState.TERMINATING, InstanceState.TERMINATED)
 
@@ -32,9 +32,10 @@ _ENDED = (InstanceState.TERMINATING, InstanceState.TERMINATED)
 class LocalProvider:
     """A SpotProvider over this machine.
 
-    `root` is the job's folder: nodes work in `root/nodes/NAME` and log to `root/logs/NAME.log`. Trace time is wall
-    time times `speed` and stands still at 0 until `start_clock`. A removal becomes a notice at its own time and a kill
-    `notice_s` (trace seconds) later; with `notice_s` 0 and for a `kill` event there is no warning.
+    `root` is the job's folder: nodes work in `root/nodes/NAME` and log to `root/logs/NAME.log`. Trace time
+    is wall time times `speed` and stands still at 0 until `start_clock`. A removal becomes a notice at its
+    own time and a kill `notice_s` (trace seconds) later; with `notice_s` 0 and for a `kill` event there is
+    no warning.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class LocalProvider:
                 self._later(event.time_s / self._speed, lambda event=event: self._happen(event))
 
     async def request(self, count: int, token: str) -> LaunchReply:
-        """Rent up to `count` of the instances that exist and that the job does not hold, in the trace's order."""
+        """Rent up to `count` instances that exist and that the job does not hold, in the trace's order."""
         if self._client_key is None or self._closed:
             raise CloudError("local request: the provider is not started; call start() first")
         if token in self._replies:
@@ -158,7 +159,9 @@ class LocalProvider:
         left = await asyncio.to_thread(wait_until_gone, records, _GONE_WITHIN_S)
         if left:
             numbers = ", ".join(str(record.pid) for record in left)
-            raise MaybeStillRunningError(f"local close: processes {numbers} do not end; look at them with ps, then run `parcae down`")
+            raise MaybeStillRunningError(
+                f"local close: processes {numbers} do not end; look at them with ps, then run `parcae down`"
+            )
         shutil.rmtree(self._root / "nodes", ignore_errors=True)
 
     def kill(self, name: str) -> None:

@@ -10,8 +10,11 @@ ACTIONS = ("add", "remove", "kill")
 
 @dataclass(frozen=True)
 class ScheduleEvent:
-    """At `time_s` (trace seconds) the instance `name` appears (`add`), is reclaimed (`remove`: with a notice, if the
-    provider gives any) or vanishes without a warning (`kill`)."""
+    """At `time_s` (trace seconds) something happens to the instance `name`.
+
+    It appears (`add`), is reclaimed (`remove`: with a notice, if the provider gives any) or vanishes without
+    a warning (`kill`).
+    """
 
     time_s: float
     action: str
@@ -23,7 +26,8 @@ class Schedule:
     """Events in order of time. Those at time 0 or before describe what exists at the start.
 
     Raises:
-        ValueError: a time goes backwards, an unknown action, or an instance that is added twice or removed unseen.
+        ValueError: a time goes backwards, an unknown action, or an instance that is added twice or removed
+        unseen.
     """
 
     events: tuple[ScheduleEvent, ...]
@@ -38,7 +42,8 @@ class Schedule:
             if event.action not in ACTIONS:
                 raise ValueError(f"{where}: the action is none of {', '.join(ACTIONS)}")
             if (event.action == "add") == (event.name in present):
-                raise ValueError(f"{where}: the instance {'exists already' if event.name in present else 'does not exist'}")
+                fault = "exists already" if event.name in present else "does not exist"
+                raise ValueError(f"{where}: the instance {fault}")
             last_s = event.time_s
             (present.add if event.action == "add" else present.remove)(event.name)
 

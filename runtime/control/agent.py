@@ -1,15 +1,19 @@
 """The agent: what runs on every node. It holds the worker, watches for notices, and obeys its lease.
 
-One thread around a selector (plus one that polls the metadata service), standard library only, so that it is up in
+One thread around a selector (plus one that polls the metadata service), standard library only, so that it
+is up in
 some 50 ms. It outlives SSH sessions: whoever attaches to its socket speaks lines of `runtime.control.link`:
 
-- kind `w<n>`: a line from or to worker incarnation n, passed on unread; `h<n>`: that worker's first line, its hello.
-- kind `a`: the agent's own words, JSON: {"t":"lost","incarnation","why"}, {"t":"failed","incarnation","why"} (ended
-  before its hello), {"t":"notice","kind","deadline_s"}; and to it {"t":"restart","incarnation"} (kill that incarnation
-  or any older one, start the next), {"t":"stop"} (kill the worker and leave).
+- kind `w<n>`: a line from or to worker incarnation n, passed on unread; `h<n>`: that worker's first line,
+  its hello.
+- kind `a`: the agent's own words, JSON: {"t":"lost","incarnation","why"},
+  {"t":"failed","incarnation","why"} (ended
+  before its hello), {"t":"notice","kind","deadline_s"}; and to it {"t":"restart","incarnation"} (kill that
+  incarnation or any older one, start the next), {"t":"stop"} (kill the worker and leave).
 
-Nobody heard from for `lease_s`: the worker is killed and the agent leaves, because by then another machine may do its
-work. If the agent dies, its end of the worker's control socket closes, and the worker leaves by itself.
+Nobody heard from for `lease_s`: the worker is killed and the agent leaves, because by then another machine
+may do its work. If the agent dies, its end of the worker's control socket closes, and the worker leaves by
+itself.
 """
 
 from __future__ import annotations
@@ -84,11 +88,10 @@ class Agent:
         ignore_children()
         if len(os.fsencode(self.socket_path)) > _MAX_SOCKET_PATH_BYTES:
             self.socket_path = tempfile.mkdtemp(prefix="parcae-") + "/agent.sock"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.socket_path)
+        Path(self.socket_path).unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(self.socket_path)
-        os.chmod(self.socket_path, 0o600)
+        Path(self.socket_path).chmod(0o600)
         listener.listen(8)
         listener.setblocking(False)
         self._selector.register(listener, selectors.EVENT_READ, lambda mask: self._accept(listener))
@@ -109,16 +112,16 @@ class Agent:
                 if self._ended:
                     break
             now_s = time.monotonic()
-            if now_s - last_s > 1.0:  # we were stopped or starved: the worker's silence meanwhile is not its fault
+            if now_s - last_s > 1.0:  # we were stopped or starved: the worker's silence is not its fault
                 self._heard_s += now_s - last_s
             last_s = now_s
             self._look_at_clock(now_s)
         if self._worker is not None:
             self._worker.kill()
         with contextlib.suppress(OSError):
-            os.unlink(self.socket_path)
+            Path(self.socket_path).unlink()
 
-    # --- time -----------------------------------------------------------------------------------------------------
+    # --- time
 
     def _look_at_clock(self, now_s: float) -> None:
         options = self._options
@@ -144,7 +147,7 @@ class Agent:
         """A line in the node's log, which is our standard error."""
         print(f"{time.strftime('%H:%M:%S')} agent: {text}", file=sys.stderr, flush=True)
 
-    # --- notices: from the polling thread to the link --------------------------------------------------------------
+    # --- notices: from the polling thread to the link
 
     def _tell_notice(self, notice: Notice) -> None:
         words = {"t": "notice", "kind": str(notice.kind), "deadline_s": notice.deadline_s}
@@ -154,14 +157,14 @@ class Agent:
         for line in self._wake_read.recv(_RECEIVE_BYTES).splitlines():
             self._frame(b"a", line)
 
-    # --- the controller --------------------------------------------------------------------------------------------
+    # --- the controller
 
     def _accept(self, listener: socket.socket) -> None:
         try:
             connection, _ = listener.accept()
         except OSError:
             return
-        self._drop_controller()  # a new connection means that the old one is dead, whether we have heard or not
+        self._drop_controller()  # a new connection means that the old one is dead
         connection.setblocking(False)
         self._controller = connection
         self._selector.register(connection, selectors.EVENT_READ, self._serve_controller)
@@ -204,7 +207,7 @@ class Agent:
             self._drop_controller()
 
     def _greet(self, line: bytes) -> None:
-        """First line of a connection: who is it, and what has it got? A new controller gets a new link and worker."""
+        """Who has connected, and what has it got? A new controller gets a new link and worker."""
         words = json.loads(line)
         if words["controller"] != self._controller_id:
             self._controller_id = words["controller"]
@@ -257,7 +260,7 @@ class Agent:
         del self._to_controller[:taken]
         self._want_writes(connection, bool(self._to_controller), self._serve_controller)
 
-    # --- the worker ------------------------------------------------------------------------------------------------
+    # --- the worker
 
     def _start_worker(self) -> None:
         self._incarnation += 1
@@ -332,11 +335,12 @@ class Agent:
         worker.kill()
         self._note(f"worker {worker.incarnation} is gone: {why}")
         now_s = time.monotonic()
-        # A worker that lived is replaced at once; one that keeps failing at the start is tried ever more slowly.
+        # A worker that lived is replaced at once; one that keeps failing at the start is tried ever more
+        # slowly.
         self._short_lives = 0 if self._hello_seen else self._short_lives + 1
         self._start_s = now_s + (min(10.0, 0.25 * 2**self._short_lives) if self._short_lives else 0.0)
 
-    # --- both ------------------------------------------------------------------------------------------------------
+    # --- both
 
     def _want_writes(self, connection: socket.socket, wanted: bool, serve: object) -> None:
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)

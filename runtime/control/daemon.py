@@ -25,13 +25,14 @@ def fence(folder: Path) -> None:
     end_recorded(words, folder)
     if isinstance(path, str):
         with contextlib.suppress(OSError):
-            os.unlink(path)
+            Path(path).unlink()
 
 
 def start_daemon(options: AgentOptions, register: Register | None) -> int:
-    """Start the agent in a session of its own; print one JSON line {"agent","socket","pid"}; return an exit code.
+    """Start the agent in a session of its own; returns an exit code.
 
-    Starts in one folder wait for each other; the last one wins.
+    It prints one JSON line {"agent","socket","pid"} once it listens. Starts in one folder wait for each
+    other; the last one wins.
     """
     with (options.folder / "agent.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""The fleet: as many nodes as are wanted and to be had, each with an agent and a worker, and what becomes of them."""
+"""The fleet: as many nodes as are wanted and to be had, their workers, and what becomes of them."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Fleet:
             link.send(message)
 
     def kill_worker(self, node: str) -> None:
-        """Give up a worker that does not react: WorkerLost now, WorkerJoined when its agent has started another."""
+        """Give up a mute worker: WorkerLost now, WorkerJoined when its agent has started another."""
         if (link := self._links.get(node)) is not None:
             link.restart_worker("the coordinator has given it up")
 
@@ -121,7 +121,7 @@ class Fleet:
         return list(self._instances.values())
 
     async def stop(self) -> None:
-        """End workers, agents and instances; all are gone when it returns. May be called at any moment, repeatedly.
+        """End workers, agents and instances; all are gone when it returns. Call it at any moment.
 
         Raises:
             MaybeStillRunningError: the provider could not prove that everything ended.
@@ -130,7 +130,7 @@ class Fleet:
             self._stopped = asyncio.create_task(self._stop())
         await asyncio.shield(self._stopped)
 
-    # --- renting ---------------------------------------------------------------------------------------------------
+    # --- renting
 
     async def _rent(self) -> None:
         pause_s = 0.05
@@ -154,7 +154,7 @@ class Fleet:
             except CloudError as error:
                 self._emit(RentFailed(str(error), error))
                 await asyncio.sleep(self._poll_s)
-            except Exception:
+            except Exception:  # noqa: BLE001 - renting must go on
                 _LOG.exception("renting failed in an unforeseen way")
                 await asyncio.sleep(self._poll_s)
 
@@ -201,12 +201,13 @@ class Fleet:
         for instance in await self._provider.describe():
             self._see(instance)
 
-    # --- instances and their links -----------------------------------------------------------------------------------
+    # --- instances and their links
 
     def _see(self, instance: Instance) -> None:
         """The provider says this about an instance."""
         known = self._instances.get(instance.id)
-        if known is not None and known.state is InstanceState.NOTICED and instance.state is InstanceState.RUNNING:
+        was, now = known.state if known is not None else None, instance.state
+        if was is InstanceState.NOTICED and now is InstanceState.RUNNING:
             return  # the API knows less than the machine itself
         if known is not None and known.state is instance.state:
             return
@@ -255,7 +256,7 @@ class Fleet:
             with contextlib.suppress(CloudError):
                 await self._provider.terminate([link.name])
             self._changed.set()
-        except Exception:
+        except Exception:  # noqa: BLE001 - one node's trouble must stay its own
             _LOG.exception("tending %s failed in an unforeseen way", link.name)
             link.gone("its link failed")
             with contextlib.suppress(CloudError):
@@ -298,14 +299,14 @@ class Fleet:
                 link.tick(now_s, max(0.0, now_s - due_s))
             due_s = now_s + _TICK_S
 
-    # --- the end -----------------------------------------------------------------------------------------------------
+    # --- the end
 
     async def _stop(self) -> None:
         self._stopping = True
         self._changed.set()
         if self._rent_task is not None:
-            # A request under way is let finish, so that what it rents is known; a slow one is cut off: its token and
-            # the provider's own sweep find what came of it.
+            # A request under way is let finish, so that what it rents is known; a slow one is cut off: its
+            # token and the provider's own sweep find what came of it.
             await asyncio.wait([self._rent_task], timeout=2.0)
             self._rent_task.cancel()
         ends = [link.attached for link in self._links.values()]
@@ -332,4 +333,3 @@ class Fleet:
         finally:
             with contextlib.suppress(CloudError):
                 await self._refresh()
-

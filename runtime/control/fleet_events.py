@@ -11,7 +11,10 @@ from cloud.types import Instance, Notice
 
 @dataclass(frozen=True, slots=True)
 class WorkerJoined:
-    """A worker of `node` is up; `hello` is its first line. A later one of the same node is a new incarnation."""
+    """A worker of `node` is up; `hello` is its first line.
+
+    A later one of the same node is a new incarnation.
+    """
 
     node: str
     hello: dict[str, Any]
@@ -59,7 +62,7 @@ class InstanceChanged:
 
 @dataclass(frozen=True, slots=True)
 class RentFailed:
-    """Renting or booting failed. `error` is the provider's own (quota, credentials), None for a node's failure.
+    """Renting or booting failed. `error` is the provider's (quota, credentials), None for a node's.
 
     The fleet goes on trying; whether that makes sense is for the reader to decide.
     """

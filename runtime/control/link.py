@@ -1,9 +1,10 @@
 """A link that survives its connections: numbered lines, kept until the other side has them.
 
-A line is `number seen kind payload`, where `seen` is the highest number received from the other side; number 0 is a
-heartbeat, which is neither kept nor counted. Both ends hold one Link each for as long as they know each other; after a
-broken connection they tell each other what they have, and the rest goes out again. So a cut only delays. Payloads are
-JSON that this module never looks into: an agent passes them on as they are.
+A line is `number seen kind payload`, where `seen` is the highest number received from the other side;
+number 0 is a heartbeat, which is neither kept nor counted. Both ends hold one Link each for as long as they
+know each other; after a broken connection they tell each other what they have, and the rest goes out again.
+So a cut only delays. Payloads are JSON that this module never looks into: an agent passes them on as they
+are.
 """
 
 from __future__ import annotations

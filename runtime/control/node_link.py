@@ -2,11 +2,14 @@
 
 What happens after the stream to the agent ends, for whatever reason:
 
-- the SSH connection stands: attach again; if nobody listens on the agent's socket, the agent has died: its worker is
+- the SSH connection stands: attach again; if nobody listens on the agent's socket, the agent has died: its
+  worker is
   lost, and a new agent is started;
-- the SSH connection broke: connect again; refused means that the machine is gone: its worker is lost at once. Any
+- the SSH connection broke: connect again; refused means that the machine is gone: its worker is lost at
+  once. Any
   other failure is tried again, and the worker is lost `grace_s` after the break;
-- nothing was heard for `grace_s` though all stands: the worker is lost, and a new agent is started, which first ends
+- nothing was heard for `grace_s` though all stands: the worker is lost, and a new agent is started, which
+  first ends
   the old agent and its worker by their recorded process groups.
 """
 
@@ -85,7 +88,7 @@ class NodeLink:
         self._heard_s = self._said_s = time.monotonic()
         self._broken_s: float | None = None
 
-    # --- for the fleet ---------------------------------------------------------------------------------------------
+    # --- for the fleet
 
     def send(self, message: dict[str, Any]) -> None:
         """To the worker that has joined; nobody there: dropped."""
@@ -110,7 +113,10 @@ class NodeLink:
         return self._channel.closed if self._channel is not None and self._greeted else None
 
     def tick(self, now_s: float, lag_s: float) -> None:
-        """Beat, and judge silence. `lag_s` is how long this process itself was not running since the last tick."""
+        """Beat, and judge silence.
+
+        `lag_s` is how long this process itself was not running since the last tick.
+        """
         self._heard_s += lag_s
         if self._broken_s is not None:
             self._broken_s += lag_s
@@ -160,7 +166,7 @@ class NodeLink:
             if self._connection is not None:
                 self._connection.abort()
 
-    # --- connecting ------------------------------------------------------------------------------------------------
+    # --- connecting
 
     async def _attach(self) -> ssh.LineChannel:
         if self._connection is None or self._connection.is_closed():
@@ -198,7 +204,9 @@ class NodeLink:
             self.pids = (int(words["pid"]),)
         except (ValueError, KeyError, TypeError) as error:
             said = (reply.error or reply.output).strip()[-500:]
-            raise ssh.CommandError(f"the agent of {self.name} did not start (exit {reply.status}): {said}") from error
+            raise ssh.CommandError(
+                f"the agent of {self.name} did not start (exit {reply.status}): {said}"
+            ) from error
         self._fence_wanted = False
 
     def _greet(self, channel: ssh.LineChannel) -> None:
@@ -218,7 +226,7 @@ class NodeLink:
         self._greeted = False
         self._outbox.clear()
 
-    # --- lines -----------------------------------------------------------------------------------------------------
+    # --- lines
 
     def _receive(self, data: bytes) -> None:
         self._heard_s = time.monotonic()

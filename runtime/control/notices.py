@@ -1,4 +1,7 @@
-"""Watching an instance's metadata service for the cloud's warnings. Standard library only: agents start with it."""
+"""Watching an instance's metadata service for the cloud's warnings.
+
+Standard library only: agents start with it.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,22 @@ from cloud.types import Notice, NoticeKind
 
 _TOKEN_TTL_S = 21600
 _TIMEOUT_S = 2.0
-# The hint about rebalancing is weak and early: looking for it at every poll would double the work for nothing.
+# The hint about rebalancing is weak and early: looking for it at every poll would double the work for
+# nothing.
 _REBALANCE_EVERY = 10
 
 
 class MetadataClient:
-    """AWS IMDSv2 over one kept connection. Any answer but 200 reads as None; a new token is fetched after a 401."""
+    """AWS IMDSv2 over one kept connection.
+
+    Any answer but 200 reads as None; a new token is fetched after a 401.
+    """
 
     def __init__(self, url: str) -> None:
         parts = urllib.parse.urlsplit(url)
-        self._connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=_TIMEOUT_S)
+        self._connection = http.client.HTTPConnection(
+            parts.hostname or "", parts.port or 80, timeout=_TIMEOUT_S
+        )
         self._token: str | None = None
 
     def read(self, path: str) -> str | None:

@@ -75,7 +75,9 @@ async def connect(target: SshTarget, timeout_s: float = CONNECT_TIMEOUT_S) -> as
     except ConnectionRefusedError as error:
         raise RefusedError(f"{where} refuses connections") from error
     except asyncssh.HostKeyNotVerifiable as error:
-        raise SshError(f"{where} does not show the host key made at its launch: this is not our machine") from error
+        raise SshError(
+            f"{where} shows another host key than it was launched with: not our machine"
+        ) from error
     except (OSError, asyncssh.Error, TimeoutError) as error:
         raise SshError(f"{where}: {str(error) or type(error).__name__}") from error
 
@@ -84,7 +86,8 @@ async def run(connection: asyncssh.SSHClientConnection, command: str, timeout_s:
     """Run a command to its end.
 
     Raises:
-        ConnectionLost: the peer vanished: neither an exit status nor a signal came, which asyncssh does not call an
+        ConnectionLost: the peer vanished: neither an exit status nor a signal came, which asyncssh does not
+        call an
             error even when asked to check.
         CommandError: it was killed by a signal, or did not end in time.
     """

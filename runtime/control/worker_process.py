@@ -14,8 +14,8 @@ from pathlib import Path
 
 from cloud.processes import Fate, ProcessRecord, kill_group, short_path, start_ticks
 
-# A look-up of one's own address can stall for seconds where there is no name server; and one thread a worker, unless
-# the user says otherwise.
+# A look-up of one's own address can stall for seconds where there is no name server; and one thread a
+# worker, unless the user says otherwise.
 _DEFAULTS = {
     "RES_OPTIONS": "timeout:1 attempts:1",
     "OMP_NUM_THREADS": "1",
@@ -27,7 +27,7 @@ _DEFAULTS = {
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """How a worker is started: in `folder`, with its output in `log`, by the zygote at `zygote` if there is one."""
+    """How a worker is started: in `folder`, its output in `log`, by the zygote at `zygote` if any."""
 
     folder: Path
     log: Path
@@ -103,7 +103,7 @@ class WorkerProcess:
                 stderr=log,
                 start_new_session=True,
             )
-        process.returncode = 0  # its end is seen on the control socket; the kernel reaps it (SIGCHLD is ignored)
+        process.returncode = 0  # its end is seen on the control socket; the kernel reaps it
         self.record = ProcessRecord(process.pid, start_ticks(process.pid) or 0, "worker")
 
     def send(self, data: bytes) -> int:
@@ -116,7 +116,10 @@ class WorkerProcess:
             return len(data)
 
     def kill(self) -> None:
-        """SIGKILL the worker's group and let go of it. A worker not born yet sees its control socket close."""
+        """SIGKILL the worker's group and let go of it.
+
+        A worker not born yet sees its control socket close.
+        """
         if self.nursery is not None:
             with contextlib.suppress(OSError):
                 self.nursery.setblocking(True)

@@ -1,4 +1,4 @@
-"""A worker without an engine: speaks JSON lines on its control descriptor and does what messages tell it to."""
+"""A worker without an engine: speaks JSON lines on its control descriptor and obeys."""
 
 from __future__ import annotations
 
