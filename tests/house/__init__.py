@@ -1,0 +1,1 @@
+"""Rules that the project keeps about itself."""
