@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from parcae_cli.errors import FAILED, INTERRUPTED, USAGE, UsageError, report
 
@@ -27,6 +28,8 @@ def _run(arguments: list[str]) -> int:
     from parcae_cli.app import UsageProblem, command
     from parcae_cli.shadow import refuse_shadowed_packages
 
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a console without Unicode gets question marks, no error
     refuse_shadowed_packages()
     try:
         code = command().main(arguments, prog_name="parcae", standalone_mode=False)

@@ -65,8 +65,8 @@ def down(
     else:
         console = text_console()
         for one in found:
-            swept = f", {len(one.killed)} left-over processes killed" if one.killed else ""
-            console.print(f"job [bold]{one.job}[/] is down ({one.state}{swept})")
+            swept = f"; killed what was left: {', '.join(one.killed)}" if one.killed else ""
+            console.print(f"job [bold]{one.job}[/] is down ({one.state}{swept})", soft_wrap=True)
         if not found:
             console.print("nothing is running")
     if doubtful:
@@ -137,8 +137,10 @@ def _sweep(folder: Path) -> tuple[list[str], list[str]]:
         return [], []
     from cloud.local.sweep import sweep
 
-    killed, doubtful = sweep(folder)
-    return [str(what) for what in killed], [str(what) for what in doubtful]
+    killed, doubtful = (
+        [f"{what.role} {what.pid} of {what.node}" for what in found] for found in sweep(folder)
+    )
+    return killed, doubtful
 
 
 def _close(journal: Journal, job: str) -> None:

@@ -46,8 +46,8 @@ def parcae(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
     run(sys.executable, "-m", "venv", "--without-pip", venv)
     pip = (sys.executable, "-m", "pip", "--python", venv / "bin/python")
     run(*pip, "install", "-q", "--no-deps", "--no-index", wheel)
-    # Dependencies are borrowed from the environment of the tests. Its own .pth files, and with them the checkout,
-    # do not take part: a folder that a .pth file names is no site folder.
+    # Dependencies are borrowed from the environment of the tests. Its own .pth files, and with them the
+    # checkout, do not take part: a folder that a .pth file names is no site folder.
     site = Path(sysconfig.get_path("purelib", vars={"base": str(venv), "platbase": str(venv)}))
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
