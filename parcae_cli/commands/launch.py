@@ -132,10 +132,12 @@ def launch(
 
 
 def carry_out(request: LaunchRequest) -> JobResult:
-    """Run the job to its end, in this process."""
+    """Run the job to its end, in this process, and show how it goes on stderr."""
+    from parcae_cli.render.progress import shown_progress
     from runtime.control.launch import run
 
-    return run(request)
+    with shown_progress(request.home, request.name):
+        return run(request)
 
 
 def finish(result: JobResult, as_json: bool) -> None:
