@@ -195,7 +195,8 @@ def job_status(
         generation=snapshot.get("generation") or 0,
         wanted=snapshot.get("wanted") or record.spec.get("nodes") or 0,
         backup_step=snapshot.get("backup_step"),
-        why=result.get("why") or snapshot.get("why") or "",
+        # The snapshot's reason is the planner's; what ended a job is in its result.
+        why=(result if record.state.ended else snapshot).get("why") or "",
         migrations=tuple(result.get("migrations") or snapshot.get("migrations") or ()),
         last_events=tuple(events),
         result=record.result,

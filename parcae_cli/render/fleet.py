@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
+
 from rich.console import RenderableType
 from rich.text import Text
 
@@ -44,7 +46,8 @@ def grid_lines(status: JobStatus, inner: int, now_s: float, airy: bool = False) 
         lines.append(Text(""))
     lines += [_names(label, named, inner, now_s) for label, named in sorted(groups.items())]
     if status.why:
-        lines.append(Text(f"why: {status.why}", "dim", no_wrap=True, overflow="ellipsis"))
+        why = wrap(f"why: {status.why}", inner, max_lines=2, placeholder=" …")
+        lines += [Text(line, "dim", no_wrap=True) for line in why]
     return lines
 
 
@@ -79,7 +82,9 @@ def _countdown(node: NodeStatus, now_s: float) -> str:
 
 
 def _colours(node: NodeStatus) -> tuple[str, str]:
-    state = "noticed" if node.notice_deadline is not None and node.state not in GONE else node.state
+    state = "spare" if node.is_spare else node.state
+    if node.notice_deadline is not None and node.state not in GONE:
+        state = "noticed"
     return NODE_COLOURS.get(state, ("white", "white on grey23"))
 
 

@@ -170,7 +170,9 @@ def _availability(status: JobStatus, inner: int) -> RenderableType:
         under += f"{end:>{len(ahead) * broad + 1}}"
     lines.append(Text(" " * axis + under, "dim"))
     held = sum(node.state not in GONE and node.state not in COMING for node in status.nodes)
-    now = f"{held} of {status.wanted} nodes" if not status.ended else "nodes held"
+    now = "nodes held" if status.ended else f"{held} of {status.wanted} nodes"
+    if not status.availability:
+        return _panel(Text("no history yet" + "\n" * (AVAILABILITY_LINES - 3), "dim"), "availability")
     title = f"availability  [cyan]{now}[/]" + ("  [magenta]forecast[/]" if ahead else "")
     return _panel(Group(*lines), title)
 
