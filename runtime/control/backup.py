@@ -24,6 +24,7 @@ class Backup:
         self._blobs: dict[int, dict[int, bytearray]] = {}  # step -> layer -> bytes
         self._forgotten_until = -1  # a PUT of a step up to this one comes too late
         self._lock = threading.Lock()
+        self._arrived = threading.Condition(self._lock)
         self._connections: set[socket.socket] = set()
         self._listener = socket.create_server((host, 0), backlog=64)
         self.host, self.port = host, int(self._listener.getsockname()[1])
@@ -32,8 +33,15 @@ class Backup:
     def latest(self) -> int | None:
         """The newest step of which every layer is here, or None."""
         with self._lock:
-            complete = [step for step, blobs in self._blobs.items() if len(blobs) == self._layers]
-            return max(complete, default=None)
+            return self._latest()
+
+    def _latest(self) -> int | None:
+        return max((s for s, blobs in self._blobs.items() if len(blobs) == self._layers), default=None)
+
+    def wait_for(self, step: int, timeout_s: float) -> bool:
+        """Whether the copy of `step`, or of a later one, is whole before `timeout_s` is over."""
+        with self._arrived:
+            return self._arrived.wait_for(lambda: (self._latest() or 0) >= step, timeout_s)
 
     def weights_digest(self, step: int, layer: int) -> str:
         """SHA-256 of a layer's fp32 weights: the first row of its [3, N] state."""
@@ -94,6 +102,7 @@ class Backup:
             if request.step > self._forgotten_until:
                 self._blobs.setdefault(request.step, {})[request.layer] = blob
                 self._drop_old()
+                self._arrived.notify_all()
         wire.send_size(sock, 1)
 
     def _drop_old(self) -> None:

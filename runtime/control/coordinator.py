@@ -132,6 +132,7 @@ class Coordinator:
         self._on_ready = on_ready
         self._state = controller.initial_state(config)
         self._booting: set[str] = set()
+        self._seen: set[str] = set()
         self._start_by_s = math.inf
         self._workers: dict[str, _Worker] = {}
         self._notices: dict[str, float] = {}  # node -> deadline on our clock
@@ -245,6 +246,9 @@ class Coordinator:
         assert isinstance(parsed, messages.Hello)
         self._workers[node] = _Worker(parsed)
         training = self._training
+        # A scripted death is for a node's first worker; its successor must live.
+        faults = [] if node in self._seen else training.faults
+        self._seen.add(node)
         self._send(
             node,
             messages.Configure(
@@ -255,7 +259,7 @@ class Coordinator:
                 training.token.hex(),
                 [self._backup.host, self._backup.port],
                 training.exact,
-                training.faults,
+                faults,
             ),
         )
 
@@ -337,7 +341,7 @@ class Coordinator:
         assert running is not None
         now_s = self._now_s()
         step, last = self._step, self._step + 1 == self._training.steps
-        switch = self._pending is not None and self._pending.ready and not last
+        switch = self._pending is not None and self._pending.ready and not last and not self._fresh
         votes = list(self._votes.values())
         self._check_coverage(votes)
         loss = self._loss(votes)
@@ -400,6 +404,8 @@ class Coordinator:
         """Tell the controller what happened, and do what it wants."""
         if not self._planning or self._phase not in (Phase.RUNNING, Phase.WAITING) or self._too_early():
             return
+        if self._phase is Phase.RUNNING and self._fresh:
+            return  # state is on the move: what to do next is decided when it has arrived, within a step
         events, self._planning = self._planning, []
         decision = controller.step(self._config, self._state, events, self._now_s())
         self._state = decision.state
@@ -482,12 +488,9 @@ class Coordinator:
         ordinary_s = statistics.median(self._ordinary_steps) if self._ordinary_steps else 0.0
         lost, joined = self._changed
         self._changed = ([], [])
-        self._planning.append(plan_types.GenerationLive(plan.generation))
-        self._planning.append(
-            plan_types.StateReported(
-                {node: frozenset(plan.cuts[at.stage]) for node, at in plan.assignment.items()}
-            )
-        )
+        holds = {node: frozenset(plan.cuts[at.stage]) for node, at in plan.assignment.items()}
+        live = [plan_types.GenerationLive(plan.generation), plan_types.StateReported(holds)]
+        self._planning = [*live, *self._planning]
         for node in set(self._workers) - set(plan.assignment):
             self._send(node, messages.Release(plan.generation))
         self._recorder.migrated(

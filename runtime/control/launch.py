@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 import signal
+from collections.abc import Callable
 
 from cloud.local.provider import LocalProvider
 from cloud.local.schedule import Schedule
@@ -25,8 +26,11 @@ from runtime.planning.model import ModelSpec, parse_model
 from runtime.planning.profile import estimated_profile
 from runtime.planning.trace_formats import parse_trace
 
+# Called in the job's loop after every committed step, with the number of steps committed.
+Watch = Callable[[int, LocalProvider], None]
 
-def run(request: LaunchRequest) -> JobResult:
+
+def run(request: LaunchRequest, watch: Watch | None = None) -> JobResult:
     """Run a job in this process until it ends, by itself or by SIGINT or SIGTERM.
 
     Raises:
@@ -41,7 +45,7 @@ def run(request: LaunchRequest) -> JobResult:
     state = JobState.FAILED
     result: JobResult | None = None
     try:
-        result = asyncio.run(_Job(request, spec, schedule, journal).run())
+        result = asyncio.run(_Job(request, spec, schedule, journal, watch).run())
         state = JobState(result.state)
         return result
     except KeyboardInterrupt:
@@ -62,7 +66,12 @@ def read_schedule(request: LaunchRequest) -> Schedule:
 
 class _Job:
     def __init__(
-        self, request: LaunchRequest, spec: ModelSpec, schedule: Schedule, journal: Journal
+        self,
+        request: LaunchRequest,
+        spec: ModelSpec,
+        schedule: Schedule,
+        journal: Journal,
+        watch: Watch | None,
     ) -> None:
         self._request, self._spec, self._journal = request, spec, journal
         self._schedule = schedule
@@ -79,7 +88,9 @@ class _Job:
         self._token = secrets.token_bytes(TOKEN_BYTES)
         # The local fleet's time runs `speed` times faster than the wall's, and with it its bill.
         self._bill = Bill(request.speed)
-        self._recorder = Recorder(request, journal, request.steps, self._bill)
+        provider = self._provider
+        on_step = (lambda step: watch(step, provider)) if watch else None
+        self._recorder = Recorder(request, journal, self._bill, on_step)
 
     async def run(self) -> JobResult:
         request = self._request
@@ -94,6 +105,7 @@ class _Job:
         state, why, digest = JobState.INTERRUPTED, "", None
         try:
             await fleet.start()
+            await asyncio.to_thread(_warm_up)
             if not any(event.time_s <= 0 for event in self._schedule.events):
                 self._provider.start_clock()
             digest = await coordinator.run()
@@ -143,9 +155,7 @@ class _Job:
             max_nodes=request.nodes,
         )
 
-    def _result(
-        self, coordinator: Coordinator, state: JobState, digest: str | None, why: str
-    ) -> JobResult:
+    def _result(self, coordinator: Coordinator, state: JobState, digest: str | None, why: str) -> JobResult:
         recorder, ledger = self._recorder, coordinator.ledger
         usd, usd_on_demand = self._bill.spent_now()
         return JobResult(
@@ -164,3 +174,7 @@ class _Job:
             why=why,
         )
 
+
+def _warm_up() -> None:
+    """Load what planning imports at its first use: later it would hold up a decision for half a second."""
+    import scipy.optimize  # noqa: F401

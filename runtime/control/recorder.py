@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from cloud.types import Instance, InstanceState
@@ -57,9 +58,15 @@ class Bill:
 class Recorder:
     """Writes down one job. All times it writes are Unix seconds, or seconds since the job began."""
 
-    def __init__(self, request: LaunchRequest, journal: Journal, token_steps: int, bill: Bill) -> None:
+    def __init__(
+        self,
+        request: LaunchRequest,
+        journal: Journal,
+        bill: Bill,
+        on_step: Callable[[int], None] | None = None,
+    ) -> None:
         self._request, self._journal, self._bill = request, journal, bill
-        self._steps = token_steps
+        self._on_step = on_step or (lambda step: None)
         self._began_s = time.time()
         self._folder = journal.job_folder(request.name)
         self._metrics = (self._folder / "metrics.jsonl").open("w", encoding="utf-8")
@@ -121,6 +128,7 @@ class Recorder:
         self._recent.append((now_s, samples))
         while now_s - self._recent[0][0] > _RATE_WINDOW_S:
             self._recent.popleft()
+        self._on_step(step + 1)
 
     def roll_back(self, step: int, undone: int) -> None:
         """The job went back to `step`: the lines of the steps after it are cut off, they will come again."""
@@ -210,7 +218,7 @@ class Recorder:
             "cloud": self._request.cloud,
             "state": str(self._state),
             "step": len(self._losses),
-            "steps": self._steps,
+            "steps": self._request.steps,
             "loss": self.final_loss,
             "loss_curve": _thinned(self._losses, 120),
             "samples": self._samples,

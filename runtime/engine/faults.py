@@ -33,11 +33,7 @@ class FaultInjector:
         self._faults = [(f.get("step"), str(f["point"])) for f in faults if f["node"] == node]
 
     def at(self, step: int, point: str) -> None:
-        """Die here if the script says so. `step` counts from 0; a scripted step means "at or after"."""
+        """Die here if the script says so. `step` counts from 0; a fault without one means the first time."""
         for when, where in self._faults:
-            if where == point and (when is None or step >= when):
+            if where == point and when in (None, step):
                 os.kill(os.getpid(), signal.SIGKILL)
-
-    def expects(self, point: str) -> bool:
-        """Whether any fault is scripted for this point (so that callers can make room for it)."""
-        return any(where == point for _, where in self._faults)

@@ -41,6 +41,22 @@ class Trainer:
         self.step = 0
         self.layers: dict[int, LayerState] = {}
 
+    def warm_up(self) -> None:
+        """Run one micro-batch through a throwaway embedding, block and head.
+
+        The first use of each kernel costs tens of milliseconds; spent here, it holds up nobody.
+        """
+        head = self._shape.layers + 1
+        layers = [self.new_layer(index, from_seed=True) for index in (0, 1, head)]
+        bind_gradients(layers, self._exact)
+        out, targets = self._corpus.batch([0] * self._training.micro_batch)
+        for layer in layers:
+            out = layer.module(out)
+        gpt.loss_of(out, targets).backward()  # type: ignore[no-untyped-call]
+        for layer in layers:
+            layer.square_norm()
+            layer.apply(0, 1.0, self._optimiser)
+
     def new_layer(self, index: int, from_seed: bool) -> LayerState:
         """A layer of its own memory: initialised from the seed, or zero until its state arrives."""
         state = LayerState(index, gpt.build_layer(self._shape, index), self._exact)

@@ -151,6 +151,7 @@ class Worker:
         if message.backup is not None:
             self._backup = Address(message.backup[0], message.backup[1])
             self._pusher = BackupPusher(self._backup, token)
+        self._trainer.warm_up()
         self._send(messages.Configured(corpus.samples, corpus.digest()))
 
     # ---- generations -----------------------------------------------------------------------------------

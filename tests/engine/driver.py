@@ -46,6 +46,7 @@ class WorkerHandle:
         self.process = _context.Process(target=_serve, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()
+        self._set_aside: list[messages.Message] = []
         self.inbox: queue.Queue[messages.Message | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
         hello = self.expect(messages.Hello)
@@ -57,10 +58,18 @@ class WorkerHandle:
         self._ours.sendall(json.dumps(messages.encode(message)).encode() + b"\n")
 
     def expect(self, kind: type[messages.Message]) -> Any:
-        """The next message, which must be of this kind."""
-        message = self.inbox.get(timeout=DEADLINE_S)
-        assert isinstance(message, kind), f"{self.node}: {message} came, {kind.__name__} was expected"
-        return message
+        """The next message of this kind; others are kept for later, but a failure is one."""
+        for message in self._set_aside:
+            if isinstance(message, kind):
+                self._set_aside.remove(message)
+                return message
+        while True:
+            message = self.inbox.get(timeout=DEADLINE_S)
+            if isinstance(message, kind):
+                return message
+            died = message is None or isinstance(message, messages.Failed)
+            assert not died, f"{self.node}: {message} came, {kind.__name__} was expected"
+            self._set_aside.append(message)
 
     def kill(self) -> None:
         """SIGKILL, by pid."""

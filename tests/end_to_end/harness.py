@@ -1,0 +1,84 @@
+"""Whole jobs on the local cloud, as the command runs them, with room to interfere."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cloud.local.provider import LocalProvider
+from parcae_cli.catalogue import load_measured_costs, load_template
+from runtime.control.job import JobResult, LaunchRequest
+from runtime.control.launch import run
+
+SEED = 11
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A job's result, its lines of metrics.jsonl and its events."""
+
+    result: JobResult
+    metrics: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss of every step, in order."""
+        return [line["loss"] for line in self.metrics]
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of migration that were carried out."""
+        return {str(record.kind) for record in self.result.migrations}
+
+
+def train(
+    home: Path,
+    name: str,
+    watch: Callable[[int, LocalProvider], None] | None = None,
+    trace: str | None = None,
+    **options: Any,
+) -> Finished:
+    """Run gpt-tiny; `trace` is the text of a trace, `options` are fields of LaunchRequest."""
+    path = None
+    if trace is not None:
+        path = home / f"{name}.csv"
+        path.write_text("time_s,event,instance\n" + trace)
+    fields: dict[str, Any] = {"nodes": 6, "steps": 60, "seed": SEED, **options}
+    request = LaunchRequest(
+        name=name,
+        model="gpt-tiny",
+        home=home,
+        trace=path,
+        template=load_template("gpt-tiny"),
+        cost_table=load_measured_costs(),
+        **fields,
+    )
+    result = run(request, watch)
+    folder = home / "jobs" / name
+    return Finished(result, lines(folder / "metrics.jsonl"), lines(folder / "events.jsonl"))
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON lines file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def processes_of(folder: Path) -> list[int]:
+    """The living processes that work in this folder, or were told of it on their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes().decode(errors="replace")
+            where = os.readlink(entry / "cwd")
+        except OSError:
+            continue
+        if str(folder) in command or where.startswith(str(folder)):
+            found.append(int(entry.name))
+    return found

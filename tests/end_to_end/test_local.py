@@ -1,0 +1,147 @@
+"""A job on the local cloud survives whatever happens to its nodes, and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from cloud.local.provider import LocalProvider
+from tests.end_to_end.harness import Finished, processes_of, train
+
+pytestmark = pytest.mark.timeout(150)
+
+STEPS = 60
+LONG_STEPS = 200
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The run that every other one must equal: four nodes, no trace, nothing happens."""
+    return train(tmp_path_factory.mktemp("undisturbed"), "base", nodes=4, steps=STEPS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed_long(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The same, for longer."""
+    return train(tmp_path_factory.mktemp("undisturbed"), "base-long", nodes=4, steps=LONG_STEPS)
+
+
+def assert_equal(run: Finished, base: Finished, folder: Path) -> None:
+    """Nothing lost, nothing repeated, the same losses and weights, and no process left."""
+    result = run.result
+    assert result.state == "done"
+    assert (result.samples_lost, result.samples_repeated) == (0, 0)
+    assert [line["step"] for line in run.metrics] == list(range(result.steps))
+    assert run.losses == base.losses
+    assert result.weights_sha256 == base.result.weights_sha256
+    assert processes_of(folder) == []
+
+
+def test_a_job_survives_a_hard_trace(undisturbed_long: Finished, tmp_path: Path) -> None:
+    """A trace that takes fourteen nodes, with and without notice, and gives nine: all kinds of migration."""
+    trace = "".join(f"0,add,a{k}\n" for k in range(8))
+    trace += (
+        "120,remove,a0\n180,kill,a1\n240,remove,a2\n300,add,b0\n300,add,b1\n330,kill,a3\n390,add,b2\n"
+        # the rest of the first eight vanish at once: no stage has a holder left
+        "480,kill,a4\n480,kill,a5\n480,kill,a6\n480,kill,a7\n480,kill,b0\n510,add,c0\n"
+        "570,add,c1\n570,add,c2\n630,remove,b1\n690,add,c3\n690,add,c4\n690,add,c5\n750,remove,c0\n"
+        "780,kill,c1\n840,remove,c2\n900,add,d0\n"
+    )
+    run = train(tmp_path, "hard", trace=trace, nodes=8, steps=LONG_STEPS, speed=60)
+    assert_equal(run, undisturbed_long, tmp_path)
+    assert run.kinds == {"intra_stage", "inter_stage", "pipeline", "rollback"}
+    lost = {node for record in run.result.migrations for node in record.nodes_lost}
+    joined = {node for record in run.result.migrations for node in record.nodes_joined}
+    assert len(lost) >= 10
+    assert len(joined) >= 8
+    noticed = {record.noticed for record in run.result.migrations}
+    assert noticed == {True, False}
+
+
+def test_workers_killed_at_every_point_of_a_step(undisturbed: Finished, tmp_path: Path) -> None:
+    """SIGKILL in forward, backward, reduction, around the vote, at the commit and in the optimiser."""
+    points = ["forward", "backward", "reduce", "before_vote", "after_vote", "commit", "optimiser"]
+    faults = [
+        {"node": f"node{1 + index % 6}", "step": 6 + 7 * index, "point": point}
+        for index, point in enumerate(points)
+        if index < 6
+    ]
+    run = train(tmp_path, "points", nodes=6, steps=STEPS, faults=tuple(faults))
+    assert_equal(run, undisturbed, tmp_path)
+    assert sum(event["kind"] == "lost" for event in run.events) >= 6
+
+
+@pytest.mark.parametrize("point", ["optimiser", "switch", "prepare", "send", "receive", "abort"])
+def test_a_worker_killed_in_the_middle_of_a_change(
+    undisturbed: Finished, tmp_path: Path, point: str
+) -> None:
+    """Whoever dies while groups are built, state is sent or received, or another death is recovered from."""
+    if point == "optimiser":
+        faults = [{"node": "node2", "step": 10, "point": point}]
+    else:
+        # node1 dies first; whoever then reaches the point first of nodes 3 and 5 dies too
+        faults = [
+            {"node": "node1", "step": 10, "point": "backward"},
+            {"node": "node3", "point": point} if point in ("send", "abort") else {"node": "node1", "point": "-"},
+        ]
+        if point in ("prepare", "switch", "receive"):
+            faults.append({"node": "late", "point": point})
+    trace = "".join(f"0,add,node{k}\n" for k in range(1, 7)) + "40,add,late\n90,add,later\n"
+    run = train(tmp_path, "change", trace=trace, nodes=8, steps=STEPS, speed=60, faults=tuple(faults))
+    assert_equal(run, undisturbed, tmp_path)
+    assert sum(event["kind"] == "lost" for event in run.events) >= len([f for f in faults if f["point"] != "-"])
+
+
+def test_a_killed_agent_costs_its_node_only(undisturbed: Finished, tmp_path: Path) -> None:
+    """The agent's worker ends by itself, the survivors go on, agent and worker come back."""
+    killed: list[int] = []
+
+    def kill_agent(step: int, provider: LocalProvider) -> None:
+        if step == 12:
+            register = tmp_path / "jobs" / "agent" / "nodes" / "node2" / "pgids"
+            pids = [line.split() for line in register.read_text().splitlines()]
+            killed.extend(int(pid) for pid, _, role in pids if role == "agent")
+            os.kill(killed[-1], signal.SIGKILL)
+
+    run = train(tmp_path, "agent", kill_agent, nodes=4, steps=STEPS)
+    assert killed
+    assert_equal(run, undisturbed, tmp_path)
+    assert sum("node2 joined" in event["text"] for event in run.events) == 2
+
+
+def test_a_cut_connection_costs_nothing(undisturbed: Finished, tmp_path: Path) -> None:
+    """The SSH connection of a node breaks twice in mid-step: it is made again and no worker is lost."""
+
+    def cut(step: int, provider: LocalProvider) -> None:
+        if step in (10, 20):
+            provider.node("node3").cut()
+
+    run = train(tmp_path, "cut", cut, nodes=4, steps=STEPS)
+    assert_equal(run, undisturbed, tmp_path)
+    assert not any(event["kind"] == "lost" for event in run.events)
+
+
+def test_a_stopped_worker_is_replaced(undisturbed: Finished, tmp_path: Path) -> None:
+    """A worker that hangs without dying is found by its silence, ended and started again."""
+
+    def stop(step: int, provider: LocalProvider) -> None:
+        if step == 12:
+            register = tmp_path / "jobs" / "stopped" / "nodes" / "node1" / "pgids"
+            rows = [line.split() for line in register.read_text().splitlines()]
+            os.kill(next(int(pid) for pid, _, role in rows if role == "worker"), signal.SIGSTOP)
+
+    run = train(tmp_path, "stopped", stop, nodes=4, steps=STEPS)
+    assert_equal(run, undisturbed, tmp_path)
+
+
+def test_too_few_nodes_are_waited_out(undisturbed: Finished, tmp_path: Path) -> None:
+    """One node cannot hold the model: the job waits, says so, and goes on when others come."""
+    trace = "0,add,n1\n60,add,n2\n120,kill,n1\n200,add,n3\n260,add,n4\n"
+    run = train(tmp_path, "few", trace=trace, nodes=4, steps=STEPS, speed=60)
+    assert_equal(run, undisturbed, tmp_path)
+    waits = [event for event in run.events if event["kind"] == "waiting"]
+    assert len(waits) == 2
+    assert "needs at least 2 nodes (1x2), 1 here" in waits[0]["why"]
