@@ -7,9 +7,7 @@ running, 130 interrupted.
 from __future__ import annotations
 
 import os
-import sqlite3
 import sys
-import traceback
 
 DONE = 0
 FAILED = 1
@@ -95,12 +93,14 @@ def describe(error: BaseException) -> tuple[int, str]:
             return code, str(error)
     if isinstance(error, OSError) and error.filename is not None:
         return FAILED, f"{os.fsdecode(error.filename)}: {error.strerror}"
-    if isinstance(error, sqlite3.Error):
+    if "sqlite3" in sys.modules and isinstance(error, sys.modules["sqlite3"].Error):
         return FAILED, f"journal.db: {error}. Is the disk full, or the folder of PARCAE_HOME read-only?"
     return FAILED, _bug(error)
 
 
 def _bug(error: BaseException) -> str:
+    import traceback
+
     where = ""
     if frames := traceback.extract_tb(error.__traceback__):
         where = f" at {os.path.relpath(frames[-1].filename)}:{frames[-1].lineno}"
@@ -115,6 +115,8 @@ def report(error: BaseException) -> int:
     """Explain an error on stderr and return its exit code. With PARCAE_DEBUG=1 the traceback comes first."""
     code, line = describe(error)
     if os.environ.get("PARCAE_DEBUG") == "1":
+        import traceback
+
         traceback.print_exception(error)
     colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     label = "interrupted" if code == INTERRUPTED else "error"
