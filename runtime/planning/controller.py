@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from runtime.planning.costs import CostModel
+from runtime.planning.costs import NO_COST, Cost, CostModel
 from runtime.planning.decide import Situation, decide
 from runtime.planning.forecast import Forecaster, LastValue
 from runtime.planning.layout import Cuts
 from runtime.planning.migration import NOTHING, plan_moves
 from runtime.planning.profile import Profile
+from runtime.planning.programme import Foresight, Programme
 from runtime.planning.types import (
     Command,
     Event,
@@ -34,7 +36,8 @@ from runtime.planning.types import (
     Wait,
 )
 
-POLICIES = ("parcae", "parcae-oracle", "reactive")
+MEMORY = 720  # intervals of availability that a controller remembers
+POLICIES = ("parcae", "parcae-oracle", "reactive", "offline-optimum")
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class ControllerConfig:
     """What a controller knows from the start. `history` and `lookahead` count intervals of `interval_s`.
 
     Policies: `parcae` plans over the look-ahead with its forecaster; `parcae-oracle` is the same, named apart
-    because its forecaster knows the trace; `reactive` takes the fastest layout at every change and never
-    looks ahead.
+    because its forecaster knows the trace; `offline-optimum` has `foresight` of all of it; `reactive` takes
+    the fastest layout at every change and never looks ahead.
     """
 
     profile: Profile
@@ -54,6 +57,12 @@ class ControllerConfig:
     lookahead: int = 12
     history: int = 12
     max_nodes: int = 32
+    foresight: Foresight | None = None
+
+    @cached_property
+    def programme(self) -> Programme:
+        """The tables that plans are made from, kept for the life of the controller."""
+        return Programme(self.profile, self.costs, self.profile.feasible(self.max_nodes), self.max_nodes)
 
 
 @dataclass(frozen=True)
@@ -61,8 +70,8 @@ class ControllerState:
     """All that a controller remembers.
 
     `nodes` maps the nodes that are here to the deadline of their notice, None without one. `layout`, `cuts`
-    and `assignment` are those of the last live generation; `pending` is a plan that was commanded and is not
-    live yet, expected to be at `pending_live_s`.
+    and `assignment` are those of the last live generation; `pending` is a plan that was commanded at
+    `pending_since_s` and is not live yet, `pending_cost` what it was expected to cost.
     """
 
     nodes: Mapping[str, float | None] = field(default_factory=dict)
@@ -71,7 +80,8 @@ class ControllerState:
     cuts: Cuts = ()
     assignment: Mapping[str, Position] = field(default_factory=dict)
     pending: MigrationPlan | None = None
-    pending_live_s: float = 0.0
+    pending_cost: Cost = NO_COST
+    pending_since_s: float = 0.0
     generation: int = 0
     started: bool = False
     broken: bool = False
@@ -130,17 +140,19 @@ def step(config: ControllerConfig, state: ControllerState, events: Sequence[Even
         running=running_ok,
         can_stay=(pending_ok or (running_ok and not _leaving(state))) and not news.forced,
         pending=state.pending.layout if state.pending is not None else None,
-        pending_left_s=max(0.0, state.pending_live_s - now_s) if state.pending is not None else 0.0,
+        pending_left=state.pending_cost.after(now_s - state.pending_since_s) if pending_ok else NO_COST,
         noticed=not news.unforeseen and running_ok,
         started=state.started,
     )
     verdict = decide(
         config.profile,
         config.costs,
+        config.programme,
+        config.foresight,
         config.policy,
         config.forecaster,
         situation,
-        (*state.history, len(state.usable)),
+        state.history if news.interval else (*state.history, len(state.usable)),
         config.interval_s,
         config.lookahead,
         now_s,
@@ -218,7 +230,7 @@ def _apply(config: ControllerConfig, state: ControllerState, event: Event, news:
         case IntervalElapsed():
             news.interval = True
             seen = (*state.history, len(state.usable))
-            return replace(state, history=seen[-max(config.history, config.lookahead) :])
+            return replace(state, history=seen[-MEMORY:])
 
 
 def _lose(state: ControllerState, node: str, news: _News) -> ControllerState:
@@ -358,7 +370,8 @@ def _command(
     state = replace(
         state,
         pending=plan,
-        pending_live_s=now_s + cost.prepare_s + cost.stall_s,
+        pending_cost=cost,
+        pending_since_s=now_s,
         generation=plan.generation,
         waiting="",
     )

@@ -48,6 +48,19 @@ class Cost:
         """The time without progress."""
         return self.stall_s + self.redo_s
 
+    @property
+    def total_s(self) -> float:
+        """From the command to the first new progress."""
+        return self.prepare_s + self.stall_s + self.redo_s
+
+    def after(self, passed_s: float) -> Cost:
+        """What is left of it when so many seconds have passed."""
+        prepare_s = max(0.0, self.prepare_s - passed_s)
+        passed_s = max(0.0, passed_s - self.prepare_s)
+        stall_s = max(0.0, self.stall_s - passed_s)
+        passed_s = max(0.0, passed_s - self.stall_s)
+        return Cost(stall_s, prepare_s, max(0.0, self.redo_s - passed_s))
+
 
 NO_COST = Cost(0.0)
 

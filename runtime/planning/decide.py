@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runtime.planning.costs import NO_COST, Change, Cost, CostModel
+from runtime.planning.costs import Change, Cost, CostModel
 from runtime.planning.forecast import Forecaster
 from runtime.planning.migration import sketch_change
 from runtime.planning.plan import Option, choose
 from runtime.planning.profile import Profile
+from runtime.planning.programme import Programme, steps_of
 from runtime.planning.types import Layout, MigrationKind
 
 
@@ -28,7 +29,7 @@ class Situation:
     running: bool
     can_stay: bool
     pending: Layout | None
-    pending_left_s: float
+    pending_left: Cost
     noticed: bool
     started: bool
 
@@ -47,6 +48,7 @@ class Verdict:
 def decide(
     profile: Profile,
     costs: CostModel,
+    programme: Programme,
     policy: str,
     forecaster: Forecaster,
     situation: Situation,
@@ -68,8 +70,7 @@ def decide(
     if situation.can_stay:
         current = situation.pending or situation.layout
         assert current is not None
-        left = Cost(situation.pending_left_s) if situation.pending else NO_COST
-        options.append(Option(current, left, stay=True))
+        options.append(Option(current, situation.pending_left, stay=True))
     if policy == "reactive":
         best = profile.best(situation.usable)
         current = next((option.layout for option in options if option.stay), None)
@@ -85,7 +86,19 @@ def decide(
             forecast.mean,
             profile.samples_per_s(best),
         )
-    choice = choose(profile, options, situation.layout if situation.running else None, interval_s * lookahead)
+    steps = steps_of(forecast.turns[: lookahead - 1], interval_s)
+    ahead = programme.values(steps, situation.usable)
+    choice = choose(
+        profile,
+        options,
+        situation.layout if situation.running else None,
+        interval_s,
+        {
+            layout: float(ahead[programme.index[layout]])
+            for layout in (*feasible, *(o.layout for o in options))
+        },
+        interval_s * lookahead,
+    )
     option = choice.option
     if option.stay:
         why = f"{option.layout} stays: nothing else pays for its change"

@@ -220,9 +220,10 @@ def sketch_change(
         missing, kept = max(short, default=0), sum(min(alive, after.pipelines) for alive in survivors)
     else:
         kind = MigrationKind.PIPELINE
-        missing = recut_missing_bytes(
-            profile, before.stages, after.stages, alive_positions >= after.positions
-        )
+        # with enough survivors a new stage goes to the node that held the most of it; else one starts empty
+        enough = alive_positions >= after.positions
+        sizes_after = profile.stage_bytes(after.stages)
+        missing = profile.recut_bytes(before.stages, after.stages) if enough else max(sizes_after)
         kept = min(alive_positions, after.positions)
     if wiped:
         kind = MigrationKind.ROLLBACK
@@ -237,20 +238,3 @@ def sketch_change(
         backup_bytes=after.pipelines * profile.total_bytes if wiped else 0,
         noticed=noticed,
     )
-
-
-def recut_missing_bytes(profile: Profile, before: int, after: int, enough_survivors: bool) -> int:
-    """The most that one node must load when `before` stages become `after`.
-
-    With enough survivors every new stage goes to a node that held the most of it; otherwise some node starts
-    empty.
-    """
-    sizes = profile.stage_bytes(after)
-    if not enough_survivors:
-        return max(sizes)
-    old = [frozenset(stage) for stage in profile.cuts(before)]
-    worst = 0
-    for stage, size in zip(profile.cuts(after), sizes, strict=True):
-        best = max(sum(profile.layer_bytes[layer] for layer in held.intersection(stage)) for held in old)
-        worst = max(worst, size - best)
-    return worst

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from runtime.planning.costs import Cost
@@ -32,14 +32,21 @@ class Choice:
     runner_up: Option | None = None
 
 
-def choose(profile: Profile, options: Sequence[Option], running: Layout | None, horizon_s: float) -> Choice:
-    """The best of `options` (not empty) if availability stays as it is; staying wins ties."""
+def choose(
+    profile: Profile,
+    options: Sequence[Option],
+    running: Layout | None,
+    span_s: float,
+    ahead: Mapping[Layout, float],
+    horizon_s: float,
+) -> Choice:
+    """The best of `options` (not empty): what it commits in `span_s`, and is worth `ahead`. Staying wins."""
 
     def value(option: Option) -> float:
-        prepare_s = min(option.cost.prepare_s, horizon_s)
-        left_s = max(0.0, horizon_s - prepare_s - option.cost.pause_s)
+        prepare_s = min(option.cost.prepare_s, span_s)
+        left_s = span_s - option.cost.total_s
         before = profile.samples_per_s(running) if running else 0.0
-        return prepare_s * before + left_s * profile.samples_per_s(option.layout)
+        return prepare_s * before + left_s * profile.samples_per_s(option.layout) + ahead[option.layout]
 
     ranked = sorted(
         options, key=lambda option: (-value(option), not option.stay, option.layout.positions, option.layout)

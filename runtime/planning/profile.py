@@ -83,11 +83,33 @@ class Profile:
             self._cuts[stages] = cut_layers(self.layer_work, stages)
         return self._cuts[stages]
 
+    @cached_property
+    def _stage_bytes(self) -> dict[int, tuple[int, ...]]:
+        return {}
+
     def stage_bytes(self, stages: int) -> tuple[int, ...]:
         """State bytes of each stage."""
-        return tuple(sum(self.layer_bytes[layer] for layer in stage) for stage in self.cuts(stages))
+        if stages not in self._stage_bytes:
+            self._stage_bytes[stages] = tuple(
+                sum(self.layer_bytes[layer] for layer in stage) for stage in self.cuts(stages)
+            )
+        return self._stage_bytes[stages]
 
-    @property
+    @cached_property
+    def _recut_bytes(self) -> dict[tuple[int, int], int]:
+        return {}
+
+    def recut_bytes(self, before: int, after: int) -> int:
+        """The most bytes that an `after`-stage cut's stage lacks on the node that held the most of it."""
+        if (before, after) not in self._recut_bytes:
+            old = [frozenset(stage) for stage in self.cuts(before)]
+            self._recut_bytes[before, after] = max(
+                size - max(sum(self.layer_bytes[layer] for layer in held.intersection(stage)) for held in old)
+                for stage, size in zip(self.cuts(after), self.stage_bytes(after), strict=True)
+            )
+        return self._recut_bytes[before, after]
+
+    @cached_property
     def total_bytes(self) -> int:
         """State bytes of the whole model."""
         return sum(self.layer_bytes)

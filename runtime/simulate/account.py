@@ -14,7 +14,7 @@ CATEGORIES = (EFFECTIVE, MIGRATING, CHECKPOINTING, REDUNDANT, LOST, IDLE)
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of time during which nothing changed. `uses` says how many of the `held` instances did what."""
+    """A stretch of time during which nothing changed. `uses`: how many of the `held` instances did what."""
 
     start_s: float
     end_s: float

@@ -76,9 +76,9 @@ def replay_fleet(
 ) -> FleetRun:
     """Run the controller through a trace.
 
-    A removal takes effect at the trace's time and is noticed `notice_s` before it (never before the instance is
-    there); a kill is never noticed. An instance joins `boot_s` after it is added, and is paid for from the start.
-    `tick` is told the time now and then, for a progress bar.
+    A removal takes effect at the trace's time and is noticed `notice_s` before it (never before the instance
+    is there); a kill is never noticed. An instance joins `boot_s` after it is added, and is paid for from the
+    start. `tick` is told the time now and then, for a progress bar.
     """
     run = FleetRun()
     state = initial_state(config)

@@ -1,0 +1,266 @@
+"""The dynamic programme behind every plan: what each layout is worth before the events of each step to come.
+
+A step is a stretch of time with one batch of losses and gains at its start. Who is lost is unknown: the exact
+law says with which probability a layout loses no member, or keeps at least so many replicas of every stage
+(its class). After the events the best layout is taken, its cost paid from the step. Values are samples.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.planning.costs import NO_COST, Cost, CostModel
+from runtime.planning.forecast import QUIET, Turn
+from runtime.planning.migration import sketch_change
+from runtime.planning.preemption import stage_ways
+from runtime.planning.profile import Profile
+from runtime.planning.types import Layout
+
+Vector = npt.NDArray[np.float64]
+CLOSE_S = 15.0  # changes closer than this are one change to a plan for a whole trace
+MOST_CLASSES = 4  # a stage that loses more replicas at once than this is treated as if it lost this many
+REACH = 8  # how far from now an uncertain availability is followed, in instances
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happens at the start of a step, and how long it lasts in seconds."""
+
+    turns: tuple[Turn, ...]
+    span_s: float
+
+
+class Programme:
+    """Values of a fixed set of layouts under one profile and cost model. Tables outlive decisions."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        costs: CostModel,
+        layouts: Sequence[Layout],
+        max_nodes: int,
+        losses_noticed: bool = False,
+    ) -> None:
+        self.layouts = tuple(layouts)
+        self.index = {layout: number for number, layout in enumerate(self.layouts)}
+        self._profile, self._costs, self._noticed = profile, costs, losses_noticed
+        self._max_nodes = max_nodes
+        self.rate = np.array([profile.samples_per_s(layout) for layout in self.layouts])
+        self._needs = np.array([layout.positions for layout in self.layouts], dtype=int)
+        self._laws: dict[int, _Law] = {}
+        self._prices: dict[int, tuple[Vector, Vector, Vector]] = {}
+        self._gains: dict[tuple[int, float], Vector] = {}
+        self._kept: dict[tuple[tuple[Step, ...], int], Vector] = {}
+
+    def values(self, steps: Sequence[Step], now: int) -> Vector:
+        """What each layout is worth before the first of `steps`, with `now` instances then, in samples.
+
+        After the last step nothing counts. A layout that cannot be kept is worth what the best change away
+        from it is.
+        """
+        key = (tuple(steps), now)
+        if key not in self._kept:
+            if len(self._kept) > 4096:
+                self._kept.clear()
+            self._kept[key] = self._values(steps, now)
+        return self._kept[key]
+
+    def _values(self, steps: Sequence[Step], now: int) -> Vector:
+        ranges = [(now, now)]
+        for step in steps:
+            low, high = ranges[-1]
+            low -= max(turn.losses - turn.gains for turn in step.turns)
+            high += max(turn.gains - turn.losses for turn in step.turns)
+            if len(step.turns) > 1:
+                low, high = max(low, now - REACH), min(high, now + REACH)
+            low, high = max(0, min(low, self._max_nodes)), max(0, min(high, self._max_nodes))
+            ranges.append((min(low, high), high))
+        low, high = ranges[-1]
+        value = np.zeros((high - low + 1, len(self.layouts)))
+        for number in range(len(steps) - 1, -1, -1):
+            value = self._before(steps[number], ranges[number], ranges[number + 1], value)
+        return value[0]  # type: ignore[no-any-return]
+
+    def _before(self, step: Step, counts: tuple[int, int], after: tuple[int, int], value: Vector) -> Vector:
+        """One step back: rows are availability (from `counts` or `after`), columns layouts."""
+        before = np.arange(counts[0], counts[1] + 1)
+        fits = np.arange(after[0], after[1] + 1)[:, None] >= self._needs
+        worth = np.where(fits, value, -np.inf)
+        stuck = ~fits.any(axis=1)
+        best: dict[int, Vector] = {}
+        total = np.zeros((len(before), len(self.layouts)))
+        for turn in step.turns:
+            law = self._law(turn.losses)
+            law.fill(before.tolist())
+            then = np.clip(before - np.minimum(turn.losses, before) + turn.gains, *after) - after[0]
+            for lost, chances in enumerate(law.chances):
+                if lost not in best:
+                    gain = self._gain(lost, step.span_s)
+                    best[lost] = (gain + worth[:, None, :]).max(axis=2)
+                    best[lost][stuck] = 0.0
+                total += turn.probability * chances[before] * best[lost][then]
+        return total
+
+    def _gain(self, lost: int, span_s: float) -> Vector:
+        """Samples committed in a step, by layout left (row) and layout taken (column)."""
+        key = (lost, span_s)
+        if key not in self._gains:
+            if len(self._gains) > 256:
+                self._gains.clear()
+            prepare_s, pause_s, running = self._price(lost)
+            prepared_s = np.minimum(prepare_s, span_s)
+            self._gains[key] = prepared_s * running[:, None] + self.rate * (span_s - prepare_s - pause_s)
+        return self._gains[key]
+
+    def _price(self, lost: int) -> tuple[Vector, Vector, Vector]:
+        """Seconds of preparation and pause from each layout to each, and what the first trains meanwhile."""
+        if lost not in self._prices:
+            size = len(self.layouts)
+            prepare_s, pause_s = np.zeros((size, size)), np.zeros((size, size))
+            running = self.rate.copy() if not lost or self._noticed else np.zeros(size)
+            for row, before in enumerate(self.layouts):
+                for column, after in enumerate(self.layouts):
+                    cost = self.cost(before, after, min(lost, before.pipelines))
+                    prepare_s[row, column], pause_s[row, column] = cost.prepare_s, cost.pause_s
+            self._prices[lost] = (prepare_s, pause_s, running)
+        return self._prices[lost]
+
+    def cost(self, before: Layout, after: Layout, lost: int) -> Cost:
+        """What going from one layout to another costs when the hardest-hit stage lost `lost` replicas."""
+        if before == after and not lost:
+            return NO_COST
+        survivors = [before.pipelines - lost] + [before.pipelines] * (before.stages - 1)
+        change = sketch_change(self._profile, before, survivors, lost, after, self._noticed or not lost)
+        return self._costs.cost(self._profile, change)
+
+    def _law(self, losses: int) -> _Law:
+        if losses not in self._laws:
+            self._laws[losses] = _Law(self.layouts, losses, self._max_nodes)
+        return self._laws[losses]
+
+
+class _Law:
+    """For a number of losses: `chances[lost][count]` is, by layout, the probability of each class.
+
+    The class is how many replicas the hardest-hit stage loses, from 0 (no member is hit at all).
+    """
+
+    def __init__(self, layouts: Sequence[Layout], losses: int, max_nodes: int) -> None:
+        self._layouts, self._losses = layouts, losses
+        deepest = max((layout.pipelines for layout in layouts), default=0)
+        classes = min(losses, MOST_CLASSES, deepest) + 1
+        self.chances = np.zeros((classes, max_nodes + 1, len(layouts)))
+        self._filled = [False] * (max_nodes + 1)
+
+    def fill(self, counts: Sequence[int]) -> None:
+        """Make sure that the rows of these availabilities are there."""
+        for count in counts:
+            if not self._filled[count]:
+                self._filled[count] = True
+                self._fill(count, min(self._losses, count))
+
+    def _fill(self, count: int, losses: int) -> None:
+        total = comb(count, losses)
+        last = len(self.chances) - 1
+        for number, layout in enumerate(self._layouts):
+            spares = count - layout.positions
+            if spares < 0:
+                self.chances[0, count, number] = 1.0  # such a layout is never running: nobody asks
+                continue
+            below = 0.0
+            for lost in range(last + 1):
+                keep = layout.pipelines - lost
+                if keep <= 0 or lost == last:
+                    self.chances[lost, count, number] = 1.0 - below
+                    break
+                ways = stage_ways(layout.pipelines, layout.stages, keep, losses)
+                hit = sum(
+                    way * comb(spares, losses - gone)
+                    for gone, way in enumerate(ways)
+                    if way and losses - gone <= spares
+                )
+                self.chances[lost, count, number] = hit / total - below
+                below = hit / total
+
+
+def steps_of(turns: Sequence[tuple[Turn, ...]], interval_s: float) -> tuple[Step, ...]:
+    """Intervals as steps of the programme: alike ones are merged, the more the farther they are.
+
+    A quiet interval only makes the step before it longer, which changes nothing. Alike intervals that may
+    bring events are merged 1, 1, 2, 3, 5, .. at a time, with as many times the probability of an event.
+    """
+    steps: list[Step] = []
+    start = 0
+    while start < len(turns):
+        end = start + 1
+        while end < len(turns) and turns[end] == turns[start]:
+            end += 1
+        run, left = turns[start], end - start
+        if len(run) == 1:
+            sure = run[0]
+            if not (sure.losses or sure.gains):
+                steps.append(Step(run, interval_s * left))
+            else:
+                steps += [Step(run, interval_s)] * left
+        else:
+            width, following = 1, 1
+            while left:
+                width = min(width, left)
+                steps.append(Step(_times(run, width), interval_s * width))
+                left -= width
+                width, following = following, width + following
+        start = end
+    merged: list[Step] = []
+    for step in steps:
+        if merged and step.turns == QUIET:
+            merged[-1] = Step(merged[-1].turns, merged[-1].span_s + step.span_s)
+        else:
+            merged.append(step)
+    return tuple(merged)
+
+
+def _times(turns: tuple[Turn, ...], count: int) -> tuple[Turn, ...]:
+    """What `count` intervals bring, taken as one: at most one event, as likely as in all of them."""
+    quiet = sum(turn.probability for turn in turns if not (turn.losses or turn.gains))
+    if count == 1 or quiet <= 0 or quiet >= 1:
+        return turns
+    more = (1 - quiet**count) / (1 - quiet)
+    events = tuple(
+        Turn(turn.losses, turn.gains, turn.probability * more) for turn in turns if turn.losses or turn.gains
+    )
+    return (Turn(0, 0, quiet**count), *events)
+
+
+class Foresight:
+    """The programme given a whole trace: how many go and come at every time is known, who goes is not."""
+
+    def __init__(self, programme: Programme, changes: Sequence[tuple[float, int, int]], end_s: float) -> None:
+        """`changes` are (time_s, losses, gains), times rising from 0; those a few seconds apart become one."""
+        merged: list[list[float]] = []
+        for time_s, losses, gains in changes:
+            if merged and time_s - merged[-1][0] < CLOSE_S:
+                merged[-1][1] += losses
+                merged[-1][2] += gains
+            else:
+                merged.append([time_s, losses, gains])
+        self._times_s = [entry[0] for entry in merged]
+        self._end_s = end_s
+        steps, counts, now = [], [], 0
+        for number, (time_s, losses, gains) in enumerate(merged):
+            until_s = merged[number + 1][0] if number + 1 < len(merged) else end_s
+            steps.append(Step((Turn(int(losses), int(gains), 1.0),), until_s - time_s))
+            counts.append(now)
+            now += int(gains) - int(losses)
+        self._values = programme.path_values(steps, counts)
+
+    def ahead(self, now_s: float) -> tuple[float, Vector]:
+        """Seconds to the next change, and what each layout is worth before it."""
+        number = bisect_right(self._times_s, now_s)
+        until_s = self._times_s[number] if number < len(self._times_s) else self._end_s
+        return max(0.0, until_s - now_s), self._values[number]
