@@ -97,7 +97,7 @@ def _cell(node: NodeStatus | None, width: int, now_s: float) -> Text:
     for text in (f" {node.name}  {state}", f" {node.name}", node.name):
         if len(text) <= width:
             return Text(f"{text:<{width}}", style)
-    return Text("●" if width < 3 else f"{node.name[: width - 1]}…", style)
+    return Text(f"{'●':<{width}}" if width < 3 else f"{node.name[: width - 1]}…", style)
 
 
 def _names(label: str, nodes: list[NodeStatus], inner: int, now_s: float) -> Text:
