@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from runtime.planning.costs import NO_COST, Cost, CostModel
-from runtime.planning.decide import Situation, decide
+from runtime.planning.decide import Planner, Situation
 from runtime.planning.forecast import Forecaster, LastValue
 from runtime.planning.layout import Cuts
 from runtime.planning.migration import NOTHING, plan_moves
@@ -63,6 +63,20 @@ class ControllerConfig:
     def programme(self) -> Programme:
         """The tables that plans are made from, kept for the life of the controller."""
         return Programme(self.profile, self.costs, self.profile.feasible(self.max_nodes), self.max_nodes)
+
+    @cached_property
+    def planner(self) -> Planner:
+        """What reaches the verdicts."""
+        return Planner(
+            self.profile,
+            self.costs,
+            self.programme,
+            self.forecaster,
+            self.interval_s,
+            self.lookahead,
+            self.foresight,
+            looks_ahead=self.policy != "reactive",
+        )
 
 
 @dataclass(frozen=True)
@@ -144,19 +158,8 @@ def step(config: ControllerConfig, state: ControllerState, events: Sequence[Even
         noticed=not news.unforeseen and running_ok,
         started=state.started,
     )
-    verdict = decide(
-        config.profile,
-        config.costs,
-        config.programme,
-        config.foresight,
-        config.policy,
-        config.forecaster,
-        situation,
-        state.history if news.interval else (*state.history, len(state.usable)),
-        config.interval_s,
-        config.lookahead,
-        now_s,
-    )
+    history = state.history if news.interval else (*state.history, len(state.usable))
+    verdict = config.planner.decide(situation, history, now_s)
     if verdict.layout is None:
         return _hold_still(config, state, verdict.forecast)
     if verdict.stay:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runtime.planning.costs import Change, Cost, CostModel
-from runtime.planning.forecast import Forecaster
+from runtime.planning.forecast import Forecast, Forecaster
 from runtime.planning.migration import sketch_change
 from runtime.planning.plan import Option, choose
 from runtime.planning.profile import Profile
-from runtime.planning.programme import Programme, steps_of
+from runtime.planning.programme import Foresight, Programme, steps_of
 from runtime.planning.types import Layout, MigrationKind
 
 
@@ -45,79 +45,83 @@ class Verdict:
     liveput: float
 
 
-def decide(
-    profile: Profile,
-    costs: CostModel,
-    programme: Programme,
-    policy: str,
-    forecaster: Forecaster,
-    situation: Situation,
-    history: Sequence[int],
-    interval_s: float,
-    lookahead: int,
-    now_s: float,
-) -> Verdict:
-    """The verdict of `policy`; `history` ends with the availability now."""
-    forecast = forecaster.forecast(history, lookahead, now_s)
-    feasible = profile.feasible(situation.usable)
-    if not feasible and not situation.can_stay:
-        return Verdict(None, False, profile.why_nothing_fits(situation.usable), forecast.mean, 0.0)
-    options = [
-        Option(layout, first_cost(profile, costs, situation, layout))
-        for layout in feasible
-        if not (situation.can_stay and layout == (situation.pending or situation.layout))
-    ]
-    if situation.can_stay:
+@dataclass(frozen=True)
+class Planner:
+    """How verdicts are reached: everything that does not change while a job runs."""
+
+    profile: Profile
+    costs: CostModel
+    programme: Programme
+    forecaster: Forecaster
+    interval_s: float
+    lookahead: int
+    foresight: Foresight | None = None
+    looks_ahead: bool = True
+
+    def decide(self, situation: Situation, history: Sequence[int], now_s: float) -> Verdict:
+        """What to do in `situation`; `history` ends with the availability now."""
+        forecast = self.forecaster.forecast(history, self.lookahead, now_s)
         current = situation.pending or situation.layout
-        assert current is not None
-        options.append(Option(current, situation.pending_left, stay=True))
-    if policy == "reactive":
-        best = profile.best(situation.usable)
-        current = next((option.layout for option in options if option.stay), None)
-        if best is None or best == current:
+        feasible = self.profile.feasible(situation.usable)
+        if not feasible and not situation.can_stay:
+            why = self.profile.why_nothing_fits(situation.usable)
+            return Verdict(None, False, why, forecast.mean, 0.0)
+        if not self.looks_ahead:
+            return self._fastest(situation, forecast)
+        options = [
+            Option(layout, self.first_cost(situation, layout))
+            for layout in feasible
+            if not (situation.can_stay and layout == current)
+        ]
+        if situation.can_stay:
             assert current is not None
-            return Verdict(
-                current, True, f"{current} is the fastest", forecast.mean, profile.samples_per_s(current)
+            options.append(Option(current, situation.pending_left, stay=True))
+        return self._best(situation, forecast, options, now_s)
+
+    def _fastest(self, situation: Situation, forecast: Forecast) -> Verdict:
+        best = self.profile.best(situation.usable)
+        current = situation.pending or situation.layout
+        if situation.can_stay and (best is None or best == current):
+            assert current is not None
+            rate = self.profile.samples_per_s(current)
+            return Verdict(current, True, f"{current} is the fastest", forecast.mean, rate)
+        assert best is not None
+        why = f"{best} is the fastest for {situation.usable} nodes"
+        return Verdict(best, False, why, forecast.mean, self.profile.samples_per_s(best))
+
+    def _best(
+        self, situation: Situation, forecast: Forecast, options: Sequence[Option], now_s: float
+    ) -> Verdict:
+        span_s = self.interval_s
+        if self.foresight is not None:
+            span_s, ahead = self.foresight.ahead(now_s)
+        else:
+            steps = steps_of(forecast.turns[: self.lookahead - 1], self.interval_s)
+            ahead = self.programme.values(steps, situation.usable)
+        worth = {option.layout: float(ahead[self.programme.index[option.layout]]) for option in options}
+        running = situation.layout if situation.running else None
+        choice = choose(self.profile, options, running, span_s, worth, self.interval_s * self.lookahead)
+        layout = choice.option.layout
+        if choice.option.stay:
+            why = f"{layout} stays: no change is worth its cost"
+        else:
+            why = (
+                f"{layout} on {situation.usable} nodes, {self.profile.samples_per_s(layout):.4g} samples/s, "
+                f"{choice.liveput:.4g} expected over {self.lookahead} intervals"
             )
-        return Verdict(
-            best,
-            False,
-            f"{best} is the fastest for {situation.usable} nodes",
-            forecast.mean,
-            profile.samples_per_s(best),
-        )
-    steps = steps_of(forecast.turns[: lookahead - 1], interval_s)
-    ahead = programme.values(steps, situation.usable)
-    choice = choose(
-        profile,
-        options,
-        situation.layout if situation.running else None,
-        interval_s,
-        {
-            layout: float(ahead[programme.index[layout]])
-            for layout in (*feasible, *(o.layout for o in options))
-        },
-        interval_s * lookahead,
-    )
-    option = choice.option
-    if option.stay:
-        why = f"{option.layout} stays: nothing else pays for its change"
-    else:
-        why = (
-            f"{option.layout} on {situation.usable} nodes, "
-            f"{profile.samples_per_s(option.layout):.4g} samples/s, {choice.liveput:.4g} expected "
-            f"over {lookahead} intervals"
-        )
-    return Verdict(option.layout, option.stay, why, forecast.mean, choice.liveput)
+        return Verdict(layout, choice.option.stay, why, forecast.mean, choice.liveput)
 
-
-def first_cost(profile: Profile, costs: CostModel, situation: Situation, layout: Layout) -> Cost:
-    """What going from the situation to `layout` costs, from counts alone."""
-    if not situation.started or situation.layout is None:
-        return costs.cost(
-            profile, Change(MigrationKind.START, None, layout, fresh_nodes=layout.positions, noticed=True)
+    def first_cost(self, situation: Situation, layout: Layout) -> Cost:
+        """What going from the situation to `layout` costs, from counts alone."""
+        if not situation.started or situation.layout is None:
+            start = Change(MigrationKind.START, None, layout, fresh_nodes=layout.positions, noticed=True)
+            return self.costs.cost(self.profile, start)
+        change = sketch_change(
+            self.profile,
+            situation.layout,
+            situation.survivors,
+            situation.lost_positions,
+            layout,
+            situation.noticed,
         )
-    change = sketch_change(
-        profile, situation.layout, situation.survivors, situation.lost_positions, layout, situation.noticed
-    )
-    return costs.cost(profile, change)
+        return self.costs.cost(self.profile, change)

@@ -87,6 +87,16 @@ class Programme:
             value = self._before(steps[number], ranges[number], ranges[number + 1], value)
         return value[0]  # type: ignore[no-any-return]
 
+    def path_values(self, steps: Sequence[Step], counts: Sequence[int]) -> list[Vector]:
+        """For sure steps: what each layout is worth before every one of them, and after the last (nothing)."""
+        value = np.zeros((1, len(self.layouts)))
+        found = [value[0]]
+        for step, count in zip(reversed(steps), reversed(counts), strict=True):
+            after = count - step.turns[0].losses + step.turns[0].gains
+            value = self._before(step, (count, count), (after, after), value)
+            found.append(value[0])
+        return found[::-1]
+
     def _before(self, step: Step, counts: tuple[int, int], after: tuple[int, int], value: Vector) -> Vector:
         """One step back: rows are availability (from `counts` or `after`), columns layouts."""
         before = np.arange(counts[0], counts[1] + 1)
@@ -241,22 +251,22 @@ class Foresight:
     """The programme given a whole trace: how many go and come at every time is known, who goes is not."""
 
     def __init__(self, programme: Programme, changes: Sequence[tuple[float, int, int]], end_s: float) -> None:
-        """`changes` are (time_s, losses, gains), times rising from 0; those a few seconds apart become one."""
-        merged: list[list[float]] = []
+        """`changes` are (time_s, losses, gains), times rising from 0; close ones become one."""
+        merged: list[tuple[float, int, int]] = []
         for time_s, losses, gains in changes:
             if merged and time_s - merged[-1][0] < CLOSE_S:
-                merged[-1][1] += losses
-                merged[-1][2] += gains
+                first_s, more_losses, more_gains = merged.pop()
+                merged.append((first_s, losses + more_losses, gains + more_gains))
             else:
-                merged.append([time_s, losses, gains])
+                merged.append((time_s, losses, gains))
         self._times_s = [entry[0] for entry in merged]
         self._end_s = end_s
         steps, counts, now = [], [], 0
         for number, (time_s, losses, gains) in enumerate(merged):
             until_s = merged[number + 1][0] if number + 1 < len(merged) else end_s
-            steps.append(Step((Turn(int(losses), int(gains), 1.0),), until_s - time_s))
+            steps.append(Step((Turn(losses, gains, 1.0),), until_s - time_s))
             counts.append(now)
-            now += int(gains) - int(losses)
+            now += gains - losses
         self._values = programme.path_values(steps, counts)
 
     def ahead(self, now_s: float) -> tuple[float, Vector]:
