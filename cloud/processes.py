@@ -11,10 +11,11 @@ between.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -66,17 +67,20 @@ def is_alive(record: ProcessRecord) -> bool:
     return start_ticks(record.pid) == record.start_ticks
 
 
-def _members(group: int) -> list[tuple[int, _Stat]]:
-    found = []
+def _groups() -> dict[int, list[int]]:
+    """The members of every process group, zombies left out."""
+    found: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             stat = _stat(int(entry.name))
-            if stat is not None and stat.group == group and stat.state not in "ZX":
-                found.append((int(entry.name), stat))
+            if stat is not None and stat.state not in "ZX":
+                found.setdefault(stat.group, []).append(int(entry.name))
     return found
 
 
-def kill_group(record: ProcessRecord, folder: Path | None = None) -> Fate:
+def kill_group(
+    record: ProcessRecord, folder: Path | None = None, groups: Callable[[], dict[int, list[int]]] = _groups
+) -> Fate:
     """SIGKILL a recorded group, if it is still the recorded one.
 
     A group whose leader has ended is killed only if all its members work inside `folder`; else it is
@@ -94,10 +98,10 @@ def kill_group(record: ProcessRecord, folder: Path | None = None) -> Fate:
             return Fate.KILLED
         if leader is not None and leader.start_ticks != record.start_ticks:
             return Fate.GONE
-        members = _members(record.pid)
+        members = [pid for pid in groups().get(record.pid, ()) if start_ticks(pid) is not None]
         if not members:
             return Fate.GONE
-        if folder is None or not all(_works_in(pid, folder) for pid, _ in members):
+        if folder is None or not all(_works_in(pid, folder) for pid in members):
             return Fate.DOUBTFUL
         os.killpg(record.pid, signal.SIGKILL)
         return Fate.KILLED
@@ -168,8 +172,14 @@ class Register:
     def kill(self) -> dict[ProcessRecord, Fate]:
         """Close the register and SIGKILL everyone in it. Does not wait for them to be gone."""
         self.close()
+        return self.kill_roles()
+
+    def kill_roles(self, *roles: str) -> dict[ProcessRecord, Fate]:
+        """SIGKILL those in these roles (none named: all), and leave the register open."""
         folder = self.path.parent
-        return {record: kill_group(record, folder) for record in self.records()}
+        groups = functools.cache(_groups)  # looked up once at most, however many leaders have ended long ago
+        chosen = [record for record in self.records() if not roles or record.role in roles]
+        return {record: kill_group(record, folder, groups) for record in chosen}
 
 
 def wait_until_gone(records: Iterable[ProcessRecord], timeout_s: float) -> list[ProcessRecord]:

@@ -21,7 +21,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mute-s", type=float, default=3.0, help="kill a worker that is silent for so long")
     parsed = parser.parse_args(arguments)
 
-    from cloud.processes import Register
     from runtime.control.agent import AgentOptions
     from runtime.control.daemon import start_daemon
 
@@ -30,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = AgentOptions(
         folder=folder,
         log=Path(environment.get("PARCAE_LOG", folder / "agent.log")),
+        register=Path(environment.get("PARCAE_REGISTER", folder / "pgids")),
         engine=environment.get("PARCAE_ENGINE", "runtime.engine.worker"),
         zygote=Path(environment["PARCAE_ZYGOTE"]) if "PARCAE_ZYGOTE" in environment else None,
         metadata_url=environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT"),
@@ -37,8 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lease_s=parsed.lease_s,
         mute_s=parsed.mute_s,
     )
-    register = Register(Path(environment["PARCAE_REGISTER"])) if "PARCAE_REGISTER" in environment else None
-    return start_daemon(options, register)
+    return start_daemon(options)
 
 
 if __name__ == "__main__":

@@ -88,8 +88,8 @@ class MetadataService:
         if not path.startswith(_ROOT):
             return 404, "", ""
         key = path.removeprefix(_ROOT)
-        if key in self.values:
-            return 200, self.values[key], ""
+        if (value := self.values.get(key.rstrip("/"))) is not None:
+            return 200, value, ""
         below = {name[len(key) :].partition("/") for name in self.values if name.startswith(key)}
         if below and (key == "" or key.endswith("/")):
             return 200, "\n".join(sorted({head + slash for head, slash, _ in below})), ""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +29,15 @@ def node_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in _INHERITED if name in os.environ}
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove an ended node's work folder, and its agent's socket where that had to be put elsewhere."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        path = Path(json.loads((folder / "agent.json").read_text())["socket"])
+        if not path.is_relative_to(folder) and path.parent.name.startswith("parcae-"):
+            shutil.rmtree(path.parent)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 class LocalNode:
     """A machine made of processes. `start` boots it, `kill` is the power switch."""
 
@@ -34,7 +45,7 @@ class LocalNode:
         self.instance = instance
         self.folder = folder
         self.log = log
-        self.alive = False
+        self.alive = True
         self.register = Register(folder / "pgids")
         self.metadata = MetadataService(instance.id, instance.pool.instance_type, instance.pool.zone)
         self._client_key = client_key
@@ -46,11 +57,12 @@ class LocalNode:
 
     async def start(self, environment: Mapping[str, str]) -> None:
         """Boot: afterwards SSH and the metadata service answer. A node killed meanwhile stays dead."""
+        if not self.alive:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.register.path.touch()
-        self.alive = True
         await self.metadata.listen()
         self._environment = {
             **node_environment(),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import asyncssh
 
-from cloud.local.node import LocalNode, node_environment
+from cloud.local.node import LocalNode, node_environment, remove_folder
 from cloud.local.schedule import Schedule, ScheduleEvent
 from cloud.processes import ProcessRecord, Register, wait_until_gone
 from cloud.provider import CloudError, MaybeStillRunningError
@@ -98,7 +98,8 @@ class LocalProvider:
     async def request(self, count: int, token: str) -> LaunchReply:
         """Rent up to `count` instances that exist and that the job does not hold, in the trace's order."""
         if self._client_key is None or self._closed:
-            raise CloudError("local request: the provider is not started; call start() first")
+            state = "closed" if self._closed else "not started; call start() first"
+            raise CloudError(f"local request: the provider is {state}")
         if token in self._replies:
             return self._replies[token]
         names = [name for name in self._present if name not in self._nodes][:count]
@@ -113,11 +114,11 @@ class LocalProvider:
 
     async def wait_for_capacity(self, timeout_s: float) -> None:
         """Return when the trace has an instance that the job does not hold."""
-        if any(name not in self._nodes for name in self._present):
-            return
-        self._capacity.clear()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._capacity.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                while all(name in self._nodes for name in self._present):
+                    self._capacity.clear()
+                    await self._capacity.wait()
 
     async def describe(self) -> Sequence[Instance]:
         """Every instance of the job, ended ones first."""
@@ -162,6 +163,8 @@ class LocalProvider:
             raise MaybeStillRunningError(
                 f"local close: processes {numbers} do not end; look at them with ps, then run `parcae down`"
             )
+        for register in registers:
+            remove_folder(register.path.parent)
         shutil.rmtree(self._root / "nodes", ignore_errors=True)
 
     def kill(self, name: str) -> None:

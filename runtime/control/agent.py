@@ -28,9 +28,9 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from cloud.processes import start_ticks
 from cloud.types import Notice
 from runtime.control.link import Link, split_lines
 from runtime.control.notices import NoticeWatch
@@ -47,6 +47,7 @@ class AgentOptions:
 
     folder: Path
     log: Path
+    register: Path
     engine: str = "runtime.engine.worker"
     zygote: Path | None = None
     metadata_url: str | None = None
@@ -79,6 +80,7 @@ class Agent:
         self._hello_seen = False
         self._short_lives = 0
         self._watch: NoticeWatch | None = None
+        self._notices: list[bytes] = []  # each is news to a controller that takes over later
         self._wake_read, self._wake_write = socket.socketpair()
         now_s = time.monotonic()
         self._renewed_s = self._said_s = self._heard_s = self._pinged_s = self._born_s = self._start_s = now_s
@@ -97,7 +99,8 @@ class Agent:
         self._selector.register(listener, selectors.EVENT_READ, lambda mask: self._accept(listener))
         self._wake_read.setblocking(False)
         self._selector.register(self._wake_read, selectors.EVENT_READ, lambda mask: self._pass_notices())
-        self._write_down()
+        # Where a later agent, or whoever removes the folder, finds the socket.
+        (self._options.folder / "agent.json").write_text(json.dumps({"socket": self.socket_path}))
 
     def run(self) -> None:
         """Serve until told to stop or until the lease runs out."""
@@ -155,6 +158,7 @@ class Agent:
 
     def _pass_notices(self) -> None:
         for line in self._wake_read.recv(_RECEIVE_BYTES).splitlines():
+            self._notices.append(line)
             self._frame(b"a", line)
 
     # --- the controller
@@ -167,7 +171,7 @@ class Agent:
         self._drop_controller()  # a new connection means that the old one is dead
         connection.setblocking(False)
         self._controller = connection
-        self._selector.register(connection, selectors.EVENT_READ, self._serve_controller)
+        self._selector.register(connection, selectors.EVENT_READ, partial(self._serve_controller, connection))
 
     def _drop_controller(self) -> None:
         if self._controller is not None:
@@ -178,9 +182,9 @@ class Agent:
         self._from_controller.clear()
         self._to_controller.clear()
 
-    def _serve_controller(self, mask: int) -> None:
-        connection = self._controller
-        assert connection is not None
+    def _serve_controller(self, connection: socket.socket, mask: int) -> None:
+        if self._controller is not connection:  # it was dropped by another event of the same turn
+            return
         if mask & selectors.EVENT_WRITE:
             self._flush_controller()
         if not mask & selectors.EVENT_READ or self._controller is not connection:
@@ -214,6 +218,9 @@ class Agent:
             self._link = Link()
             if self._worker is not None:
                 self._lose_worker("another controller has taken over")
+                self._link = Link()
+            for notice in self._notices:
+                self._link.frame(b"a", notice)
             have = 0
         else:
             have = int(words["have"])
@@ -258,31 +265,30 @@ class Agent:
             self._drop_controller()
             return
         del self._to_controller[:taken]
-        self._want_writes(connection, bool(self._to_controller), self._serve_controller)
+        self._want_writes(connection, bool(self._to_controller))
 
     # --- the worker
 
     def _start_worker(self) -> None:
         self._incarnation += 1
         options = self._options
-        plan = WorkerPlan(options.folder, options.log, options.engine, options.zygote)
+        plan = WorkerPlan(options.folder, options.log, options.register, options.engine, options.zygote)
         self._worker = WorkerProcess(self._incarnation, plan)
         self._hello_seen = False
         self._born_s = self._heard_s = time.monotonic()
-        self._selector.register(self._worker.control, selectors.EVENT_READ, self._serve_worker)
+        serve = partial(self._serve_worker, self._worker)
+        self._selector.register(self._worker.control, selectors.EVENT_READ, serve)
         if self._worker.nursery is not None:
-            self._selector.register(self._worker.nursery, selectors.EVENT_READ, lambda mask: self._born())
-        self._write_down()
+            born = partial(self._born, self._worker)
+            self._selector.register(self._worker.nursery, selectors.EVENT_READ, born)
 
-    def _born(self) -> None:
-        assert self._worker is not None and self._worker.nursery is not None
-        self._selector.unregister(self._worker.nursery)
-        self._worker.born()
-        self._write_down()
+    def _born(self, worker: WorkerProcess, mask: int) -> None:
+        if worker.nursery is not None:
+            self._selector.unregister(worker.nursery)
+            worker.born()
 
-    def _serve_worker(self, mask: int) -> None:
-        worker = self._worker
-        if worker is None:
+    def _serve_worker(self, worker: WorkerProcess, mask: int) -> None:
+        if self._worker is not worker:
             return
         if mask & selectors.EVENT_WRITE:
             self._flush_worker()
@@ -319,7 +325,7 @@ class Agent:
     def _flush_worker(self) -> None:
         assert self._worker is not None
         del self._to_worker[: self._worker.send(bytes(self._to_worker))]
-        self._want_writes(self._worker.control, bool(self._to_worker), self._serve_worker)
+        self._want_writes(self._worker.control, bool(self._to_worker))
 
     def _lose_worker(self, why: str) -> None:
         worker = self._worker
@@ -342,20 +348,8 @@ class Agent:
 
     # --- both
 
-    def _want_writes(self, connection: socket.socket, wanted: bool, serve: object) -> None:
+    def _want_writes(self, connection: socket.socket, wanted: bool) -> None:
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)
-        if self._selector.get_key(connection).events != events:
-            self._selector.modify(connection, events, serve)
-
-    def _write_down(self) -> None:
-        """Keep `agent.json` true: whoever starts the next agent here ends what it names first."""
-        words: dict[str, object] = {
-            "socket": self.socket_path,
-            "agent": [os.getpid(), start_ticks(os.getpid()) or 0],
-        }
-        if self._worker is not None and self._worker.record is not None:
-            words["worker"] = [self._worker.record.pid, self._worker.record.start_ticks]
-        path = self._options.folder / "agent.json"
-        with contextlib.suppress(FileNotFoundError):  # the folder is gone: the node is being taken away
-            path.with_suffix(".new").write_text(json.dumps(words))
-            path.with_suffix(".new").replace(path)
+        key = self._selector.get_key(connection)
+        if key.events != events:
+            self._selector.modify(connection, events, key.data)

@@ -12,31 +12,28 @@ from pathlib import Path
 
 from cloud.processes import Register
 from runtime.control.agent import Agent, AgentOptions
-from runtime.control.worker_process import end_recorded
 
 
-def fence(folder: Path) -> None:
-    """SIGKILL the agent and the worker that `agent.json` names, if they still live."""
-    try:
-        words = json.loads((folder / "agent.json").read_text())
-    except (OSError, ValueError):
-        return
-    path = words.pop("socket", None)
-    end_recorded(words, folder)
-    if isinstance(path, str):
-        with contextlib.suppress(OSError):
-            Path(path).unlink()
+def fence(folder: Path, register: Register) -> None:
+    """SIGKILL the agents and workers on record here that still live, and remove the old agent's socket.
+
+    A worker enters the register before it says hello; until then, its control socket's end ends it.
+    """
+    register.kill_roles("agent", "worker")
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        Path(json.loads((folder / "agent.json").read_text())["socket"]).unlink()
 
 
-def start_daemon(options: AgentOptions, register: Register | None) -> int:
+def start_daemon(options: AgentOptions) -> int:
     """Start the agent in a session of its own; returns an exit code.
 
     It prints one JSON line {"agent","socket","pid"} once it listens. Starts in one folder wait for each
     other; the last one wins.
     """
+    register = Register(options.register)
     with (options.folder / "agent.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        fence(options.folder)
+        fence(options.folder, register)
         read_end, write_end = os.pipe()
         if os.fork() == 0:
             os.close(read_end)
@@ -53,12 +50,12 @@ def start_daemon(options: AgentOptions, register: Register | None) -> int:
     return 0
 
 
-def _be_daemon(options: AgentOptions, register: Register | None, ready: int) -> None:
+def _be_daemon(options: AgentOptions, register: Register, ready: int) -> None:
     """The daemon's own process, from its birth to its end."""
     code = 1
     try:
         os.setsid()
-        if register is not None and not register.enter("agent"):
+        if not register.enter("agent"):
             os._exit(1)
         null = os.open(os.devnull, os.O_RDONLY)
         log = os.open(options.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

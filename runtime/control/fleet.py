@@ -40,6 +40,8 @@ __all__ = [
 ]
 
 _TICK_S = 0.2
+_FIRST_PAUSE_S = 0.05
+_ASK_AGAIN_S = 30.0
 _AGENTS_LEAVE_WITHIN_S = 1.0
 _CLOSE_WITHIN_S = 7.0
 _LOG = logging.getLogger(__name__)
@@ -133,24 +135,9 @@ class Fleet:
     # --- renting
 
     async def _rent(self) -> None:
-        pause_s = 0.05
         while not self._stopping:
             try:
-                await self._refresh()
-                missing = self._wanted - self._held()
-                if missing > 0 and await self._request(missing):
-                    pause_s = 0.05
-                    continue
-                self._changed.clear()
-                started_s = time.monotonic()
-                if missing > 0:
-                    await self._capacity_or_change()
-                else:
-                    await self._wait_changed(self._poll_s)
-                # A provider may call capacity likely and then refuse again: do not ask it in a tight loop.
-                if missing > 0 and time.monotonic() - started_s < pause_s:
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, self._poll_s)
+                await self._keep_wanted()
             except CloudError as error:
                 self._emit(RentFailed(str(error), error))
                 await asyncio.sleep(self._poll_s)
@@ -158,12 +145,42 @@ class Fleet:
                 _LOG.exception("renting failed in an unforeseen way")
                 await asyncio.sleep(self._poll_s)
 
+    async def _keep_wanted(self) -> None:
+        """Hold as many as are wanted, and look after them, until the provider fails or the fleet stops."""
+        capacity: asyncio.Task[None] | None = None  # the provider's word that asking again may help
+        refused = 0  # how many it refused when we asked last
+        pause_s = _FIRST_PAUSE_S
+        try:
+            while not self._stopping:
+                self._changed.clear()
+                await self._refresh()
+                missing = max(0, self._wanted - self._held())
+                if capacity is not None and capacity.done():
+                    capacity.result()
+                    capacity, refused = None, 0
+                if missing > refused:
+                    refused = missing - await self._request(missing)
+                    if refused < missing:
+                        pause_s = _FIRST_PAUSE_S
+                        continue
+                    # A provider may call capacity likely and then refuse again: do not ask in a tight loop.
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, self._poll_s)
+                refused = min(refused, missing)
+                if refused and capacity is None:
+                    capacity = asyncio.create_task(self._provider.wait_for_capacity(_ASK_AGAIN_S))
+                await self._wait(capacity)
+        finally:
+            if capacity is not None:
+                capacity.cancel()
+
     def _held(self) -> int:
         """Instances that count: a noticed one is as good as gone, so its replacement may boot meanwhile."""
         counted = (InstanceState.REQUESTED, InstanceState.BOOTING, InstanceState.RUNNING)
         return sum(instance.state in counted for instance in self._instances.values())
 
-    async def _request(self, count: int) -> bool:
+    async def _request(self, count: int) -> int:
+        """Ask for so many; how many came."""
         token = secrets.token_hex(16)
         if self._journal is not None:
             self._journal.intent(token, self._job, "request", count)
@@ -178,24 +195,16 @@ class Fleet:
             self._journal.outcome(token, f"{names or 'none'}; refused {reply.refused} {reply.why}".rstrip())
         for instance in reply.instances:
             self._see(instance)
-        return bool(reply.instances)
+        return len(reply.instances)
 
-    async def _capacity_or_change(self) -> None:
-        waits = [
-            asyncio.create_task(self._provider.wait_for_capacity(self._poll_s)),
-            asyncio.create_task(self._changed.wait()),
-        ]
+    async def _wait(self, capacity: asyncio.Task[None] | None) -> None:
+        """Until something changes, capacity comes, or it is time to look after the instances."""
+        change = asyncio.create_task(self._changed.wait())
+        waits: list[asyncio.Task[Any]] = [change] if capacity is None else [change, capacity]
         try:
-            done, _ = await asyncio.wait(waits, timeout=self._poll_s, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await asyncio.wait(waits, timeout=self._poll_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in waits:
-                task.cancel()
-
-    async def _wait_changed(self, timeout_s: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), timeout_s)
+            change.cancel()
 
     async def _refresh(self) -> None:
         for instance in await self._provider.describe():

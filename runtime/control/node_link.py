@@ -44,6 +44,7 @@ class LinkTimes:
 
     beat_s: float = 0.5
     grace_s: float = 3.0
+    mute_s: float = 3.0
     boot_s: float = 300.0
     agent_start_s: float = 20.0
     retry_s: float = 0.2
@@ -84,6 +85,7 @@ class NodeLink:
         self._worker: int | None = None  # the incarnation that has joined and is not lost
         self._lost_up_to = 0  # lines of incarnations up to this one are of no interest any more
         self._failures = 0
+        self._notices: list[Notice] = []
         self._fence_wanted = False
         self._heard_s = self._said_s = time.monotonic()
         self._broken_s: float | None = None
@@ -195,7 +197,7 @@ class NodeLink:
         times = self._times
         command = (
             f"exec {shlex.quote(self._python)} -P -m parcae_cli.agent --daemon"
-            f" --lease-s {times.lease_s:g} --poll-s {times.poll_s:g} --mute-s {times.grace_s:g}"
+            f" --lease-s {times.lease_s:g} --poll-s {times.poll_s:g} --mute-s {times.mute_s:g}"
         )
         reply = await ssh.run(connection, command, times.agent_start_s)
         try:
@@ -277,7 +279,10 @@ class NodeLink:
             self._failures += 1
             self._emit(WorkerFailed(self.name, words["why"], self._failures))
         elif words["t"] == "notice":
-            self._emit(NodeNoticed(self.name, Notice(NoticeKind(words["kind"]), words["deadline_s"])))
+            notice = Notice(NoticeKind(words["kind"]), words["deadline_s"])
+            if notice not in self._notices:  # a new agent tells again what the old one told
+                self._notices.append(notice)
+                self._emit(NodeNoticed(self.name, notice))
 
     def _frame(self, kind: bytes, payload: bytes) -> None:
         """Send now or as soon as there is a stream; lines of one turn of the loop travel together."""

@@ -101,7 +101,7 @@ async def run(connection: asyncssh.SSHClientConnection, command: str, timeout_s:
     if done.exit_status is None and done.exit_signal is None:
         raise ConnectionLost(f"`{command}`: the connection broke")
     if done.exit_status is None or done.exit_signal is not None:
-        raise CommandError(f"`{command}` was ended by signal {done.exit_signal}")
+        raise CommandError(f"`{command}` was ended by signal {(done.exit_signal or ('?',))[0]}")
     return CommandReply(done.exit_status, str(done.stdout), str(done.stderr))
 
 
@@ -162,7 +162,7 @@ async def open_lines(connection: asyncssh.SSHClientConnection, path: str, timeou
     except asyncssh.ChannelOpenError as error:
         if connection.is_closed() or "connection closed" in error.reason:
             raise ConnectionLost(f"{path}: the connection broke") from error
-        raise RefusedError(f"nobody listens on {path}") from error
+        raise RefusedError(f"nobody listens on {path}: {error.reason}") from error
     except (OSError, asyncssh.Error, TimeoutError) as error:
         raise ConnectionLost(f"{path}: {str(error) or type(error).__name__}") from error
     return cast(LineChannel, session)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloud.processes import Fate, ProcessRecord, kill_group, short_path, start_ticks
+from cloud.processes import ProcessRecord, kill_group, short_path, start_ticks
 
 # A look-up of one's own address can stall for seconds where there is no name server; and one thread a
 # worker, unless the user says otherwise.
@@ -31,13 +31,14 @@ class WorkerPlan:
 
     folder: Path
     log: Path
+    register: Path
     engine: str
     zygote: Path | None
 
 
-def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
+def worker_environment(environment: Mapping[str, str], register: Path) -> dict[str, str]:
     """The agent's environment with what every worker needs; what the node sets itself stands."""
-    return {**_DEFAULTS, **environment}
+    return {**_DEFAULTS, **environment, "PARCAE_REGISTER": str(register)}
 
 
 class WorkerProcess:
@@ -66,7 +67,7 @@ class WorkerProcess:
                 "folder": str(self._plan.folder),
                 "log": str(self._plan.log),
                 "engine": self._plan.engine,
-                "environment": worker_environment(os.environ),
+                "environment": worker_environment(os.environ, self._plan.register),
             }
             # The descriptor travels with the first byte; the request may need several sends.
             text = json.dumps(request).encode() + b"\n"
@@ -96,7 +97,7 @@ class WorkerProcess:
             process = subprocess.Popen(
                 [*command, "--engine", self._plan.engine],
                 cwd=self._plan.folder,
-                env=worker_environment(os.environ),
+                env=worker_environment(os.environ, self._plan.register),
                 pass_fds=(far_end.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -128,15 +129,6 @@ class WorkerProcess:
         if self.record is not None:
             kill_group(self.record, self._plan.folder)
         self.control.close()
-
-
-def end_recorded(records: Mapping[str, object], folder: Path) -> list[Fate]:
-    """SIGKILL the processes that an earlier agent wrote down (name -> [pid, start])."""
-    fates = []
-    for role, entry in records.items():
-        if isinstance(entry, list) and len(entry) == 2:
-            fates.append(kill_group(ProcessRecord(int(entry[0]), int(entry[1]), role), folder))
-    return fates
 
 
 def ignore_children() -> None:

@@ -42,7 +42,7 @@ async def main(nodes: int) -> None:
             cpu_us = (time.process_time() - cpu_s) / rounds / count * 1e6
             p95 = sorted(took_s)[int(0.95 * rounds)] * 1e3
             print(
-                f"{count} nodes, {size} B: median {statistics.median(took_s) * 1e3:.2f} ms, p95 {p95:.2f} ms, "
+                f"{count} nodes, {size} B: median {statistics.median(took_s) * 1e3:.2f}, p95 {p95:.2f} ms, "
                 f"{cpu_us:.0f} us CPU of this process per round trip"
             )
     start_s = time.perf_counter()

@@ -1,4 +1,4 @@
-"""A launcher to be killed: starts a fleet of 2 in the folder given, says `up` when all have joined, then waits."""
+"""A launcher to be killed: starts a fleet of 2, says `up` when all have joined, then waits."""
 
 from __future__ import annotations
 

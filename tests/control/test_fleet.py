@@ -112,7 +112,7 @@ def test_what_a_worker_sees_of_the_machine(
 
 
 def test_a_notice_travels_through_the_metadata_service_and_comes_true(tmp_path: Path) -> None:
-    """A removal is seen by the agent before the deadline; at the deadline the node dies, and it is replaced."""
+    """A removal is seen by the agent before the deadline; then the node dies; it has been replaced."""
 
     async def scene() -> None:
         async with local_fleet(tmp_path, CHANGING, 2, speed=60.0, notice_s=60.0) as fleet:
@@ -160,7 +160,7 @@ def test_without_notice_a_removal_is_a_kill(tmp_path: Path) -> None:
 
 
 def test_never_more_than_wanted_and_only_what_the_trace_has(tmp_path: Path) -> None:
-    """The fleet holds as many as wanted, the first of the trace; when it wants more than there are, it waits."""
+    """The fleet holds as many as wanted, the first of the trace; for more it waits."""
 
     async def scene() -> None:
         async with local_fleet(tmp_path / "few", 5, 2) as fleet:
@@ -210,7 +210,7 @@ def test_a_worker_that_cannot_start_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("after_s", [0.0, 0.02, 0.1, 0.2, 0.3])
 def test_stopping_at_any_moment_of_the_boot_leaves_nothing(tmp_path: Path, after_s: float) -> None:
-    """stop() during provisioning ends everything that had been started, within its 10 s; twice is no error."""
+    """stop() during provisioning ends everything that had been started; twice is no error."""
 
     async def scene() -> None:
         async with local_fleet(tmp_path, 4) as fleet:

@@ -20,7 +20,7 @@ from tests.control.fleets import PROJECT, local_fleet, recorded, wait_for
 
 # Every fault that closes a connection is to be told at once. On a busy machine "at once" may take this long.
 AT_ONCE_S = 0.25
-IMPATIENT = LinkTimes(grace_s=1.0, beat_s=0.2)
+IMPATIENT = LinkTimes(grace_s=1.0, mute_s=1.0, beat_s=0.2)
 
 
 async def gone_within(pid: int, within_s: float) -> None:
@@ -29,7 +29,7 @@ async def gone_within(pid: int, within_s: float) -> None:
 
 
 def test_a_killed_worker_is_told_at_once_and_replaced(tmp_path: Path) -> None:
-    """SIGKILL of a worker: lost within milliseconds, another one joins, and the other node notices nothing."""
+    """SIGKILL of a worker: lost within milliseconds, another joins; the other node notices nothing."""
 
     async def scene() -> None:
         async with local_fleet(tmp_path, 2) as fleet:
@@ -103,7 +103,7 @@ def test_a_stopped_worker_is_found_by_its_agent(tmp_path: Path) -> None:
 
 
 def test_a_killed_agent_takes_its_worker_along(tmp_path: Path) -> None:
-    """SIGKILL of an agent: the worker is lost at once and leaves by itself; a new agent starts a new worker."""
+    """SIGKILL of an agent: its worker is lost at once and leaves by itself; new ones start."""
 
     async def scene() -> None:
         async with local_fleet(tmp_path, 1) as fleet:
@@ -123,7 +123,7 @@ def test_a_killed_agent_takes_its_worker_along(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_hangs_leaves_when_its_agent_dies(tmp_path: Path) -> None:
-    """Deaf to its control connection, a worker still leaves soon after its agent; or the next agent ends it."""
+    """Deaf to its control connection, a worker is still gone soon after its agent."""
 
     async def scene() -> None:
         async with local_fleet(tmp_path, 1) as fleet:
@@ -162,7 +162,7 @@ def test_a_stopped_agent_is_fenced(tmp_path: Path, whom: str) -> None:
 
 
 def test_a_killed_node_is_told_at_once(tmp_path: Path) -> None:
-    """A machine that vanishes: its worker is lost within milliseconds, its processes are gone, another comes."""
+    """A machine that vanishes: its worker is lost within milliseconds, and another machine comes."""
 
     async def scene() -> None:
         async with local_fleet(tmp_path, Schedule.constant(3), 2) as fleet:
@@ -181,7 +181,7 @@ def test_a_killed_node_is_told_at_once(tmp_path: Path) -> None:
 
 
 def test_a_cut_connection_loses_nothing(tmp_path: Path) -> None:
-    """SSH cut again and again in the middle of traffic: no line is lost, doubled or out of order; nobody dies."""
+    """SSH cut again and again amid traffic: no line is lost, doubled or out of order; nobody dies."""
 
     async def scene() -> None:
         async with local_fleet(tmp_path, 1) as fleet:
@@ -210,7 +210,7 @@ def test_a_cut_connection_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_a_node_out_of_reach_too_long_is_given_up_and_its_worker_fenced(tmp_path: Path) -> None:
-    """Cut off for longer than the grace: lost; when it can be reached again its old worker is killed first."""
+    """Cut off for longer than the grace: lost; reached again, its old worker is killed first."""
 
     async def scene() -> None:
         async with local_fleet(tmp_path, 1, times=IMPATIENT) as fleet:
@@ -268,7 +268,7 @@ def test_everything_ends_by_itself_when_the_launcher_is_killed(tmp_path: Path) -
 
 
 def test_a_sweep_ends_what_a_killed_launcher_left(tmp_path: Path) -> None:
-    """SIGKILL of the launcher, then a sweep from here: everything is killed, and a second sweep finds nothing."""
+    """SIGKILL of the launcher, then a sweep from here: all is gone; a second sweep finds nothing."""
     launcher = launch(tmp_path, 60.0)
     records = [record for record in recorded(tmp_path) if is_alive(record)]
     launcher.kill()
