@@ -89,10 +89,17 @@ class ArtifactCosts:
             copy_s += self.transfer_s(max(profile.stage_bytes(after.stages)))
         return Cost(restart_s + copy_s)
 
+    def checkpoint_write_s(self, profile: Profile, layout: Layout) -> float:
+        """See `CostModel`: the replicas of a stage share its writing, at the speed of a peer copy."""
+        return self.transfer_s(max(profile.stage_bytes(layout.stages)) / layout.pipelines)
+
     def checkpoint_restart_s(self, profile: Profile, layout: Layout, added: bool) -> float:
-        """What a restart from a checkpoint costs a job without live migration, load and all, in seconds."""
-        copies_s = sum(self.transfer_s(volume) for volume in profile.stage_bytes(layout.stages))
-        return self.restart_s(layout, ADD if added else REMOVE) + self.checkpoint_s + copies_s
+        """See `CostModel`.
+
+        The artifact loads the stages one after another; real systems load them side by side: so here.
+        """
+        load_s = self.transfer_s(max(profile.stage_bytes(layout.stages)))
+        return self.restart_s(layout, ADD if added else REMOVE) + self.checkpoint_s + load_s
 
 
 def artifact_costs(table: Mapping[str, Any], model: str | None, source: str) -> ArtifactCosts:

@@ -77,6 +77,14 @@ class CostModel(Protocol):
         """What `change` costs a job with this profile."""
         ...
 
+    def checkpoint_write_s(self, profile: Profile, layout: Layout) -> float:
+        """Seconds that writing a checkpoint stops training, for a job that works with checkpoints."""
+        ...
+
+    def checkpoint_restart_s(self, profile: Profile, layout: Layout, added: bool) -> float:
+        """Seconds from giving up one layout to training on another, processes started and state loaded."""
+        ...
+
 
 @dataclass(frozen=True)
 class MeasuredCosts:
@@ -94,6 +102,7 @@ class MeasuredCosts:
     detect_s: float
     link_bytes_per_s: float
     backup_bytes_per_s: float
+    process_start_s: float
     backup_every_steps: int = 10
     name: str = "measured"
 
@@ -110,6 +119,16 @@ class MeasuredCosts:
             redo_steps += self.backup_every_steps / 2
         step_s = profile.iteration_s.get(change.before, 0.0) if change.before else 0.0
         return Cost(stall_s=self.detect_s + groups_s + copy_s + self.switch_s, redo_s=redo_steps * step_s)
+
+    def checkpoint_write_s(self, profile: Profile, layout: Layout) -> float:
+        """See `CostModel`: the replicas of a stage share its writing."""
+        return max(profile.stage_bytes(layout.stages)) / layout.pipelines / self.link_bytes_per_s
+
+    def checkpoint_restart_s(self, profile: Profile, layout: Layout, added: bool) -> float:
+        """See `CostModel`: every node starts a process and loads its stage."""
+        groups_s = self.groups_s + self.groups_s_per_position * layout.positions
+        load_s = max(profile.stage_bytes(layout.stages)) / self.link_bytes_per_s
+        return self.detect_s + self.process_start_s + groups_s + load_s
 
 
 def measured_costs(table: Mapping[str, object], source: str, link_bytes_per_s: float) -> MeasuredCosts:
@@ -132,5 +151,6 @@ def measured_costs(table: Mapping[str, object], source: str, link_bytes_per_s: f
         detect_s=number("detect_s"),
         link_bytes_per_s=min(link_bytes_per_s, number("transfer_bytes_per_s") or link_bytes_per_s),
         backup_bytes_per_s=min(link_bytes_per_s, number("transfer_bytes_per_s") or link_bytes_per_s),
+        process_start_s=number("process_start_s"),
         backup_every_steps=int(number("backup_every_steps")),
     )

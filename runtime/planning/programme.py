@@ -88,7 +88,7 @@ class Programme:
         return value[0]  # type: ignore[no-any-return]
 
     def path_values(self, steps: Sequence[Step], counts: Sequence[int]) -> list[Vector]:
-        """For sure steps: what each layout is worth before every one of them, and after the last (nothing)."""
+        """For sure steps: what each layout is worth before each of them; after the last, nothing."""
         value = np.zeros((1, len(self.layouts)))
         found = [value[0]]
         for step, count in zip(reversed(steps), reversed(counts), strict=True):

@@ -1,0 +1,261 @@
+"""Replaying a trace under several policies, and the figures that come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from statistics import median
+
+from runtime.planning.controller import ControllerConfig
+from runtime.planning.costs import CostModel
+from runtime.planning.errors import InputError
+from runtime.planning.forecast import Forecaster, LastValue, Oracle
+from runtime.planning.model import ModelSpec
+from runtime.planning.profile import Profile, estimated_profile
+from runtime.planning.programme import Foresight
+from runtime.planning.trace import ADD, Trace, TraceStatistics
+from runtime.planning.types import Layout
+from runtime.simulate.account import Segment
+from runtime.simulate.baselines import RedundancyModel, checkpoint, ideal, on_demand, redundancy
+from runtime.simulate.fleet import FleetRun, LoggedDecision, replay_fleet
+
+POLICIES = (
+    "parcae",
+    "parcae-oracle",
+    "reactive",
+    "checkpoint",
+    "redundancy",
+    "on-demand",
+    "ideal",
+    "offline-optimum",
+)
+CONTROLLED = ("parcae", "parcae-oracle", "reactive", "offline-optimum")
+# Bamboo's depth where the template does not say: enough for the model, and half as much again for the
+# redundancy.
+REDUNDANT_DEPTH = 1.5
+
+
+@dataclass(frozen=True)
+class ReplaySetup:
+    """Everything that a replay depends on. `notice_s` is how long before a removal it is known."""
+
+    trace: Trace
+    model: ModelSpec
+    profile: Profile
+    costs: CostModel
+    forecaster: Forecaster
+    interval_s: float = 60.0
+    lookahead: int = 12
+    history: int = 12
+    notice_s: float = 0.0
+    boot_s: float = 0.0
+    redundancy_overhead: float = 0.2
+    anchor_usd_per_hour: float = 0.0
+
+    @property
+    def max_nodes(self) -> int:
+        """The most instances that the trace ever has."""
+        return max((count for _, count in self.trace.counts), default=0)
+
+
+@dataclass(frozen=True)
+class PolicyResult:
+    """How one policy fared. `usd_per_million_units` is None where nothing was committed."""
+
+    name: str
+    samples: float
+    samples_per_s: float
+    percent_of_ideal: float
+    usd: float
+    usd_per_million_units: float | None
+    gpu_hours: Mapping[str, float]
+    migrations: Mapping[str, int]
+    layouts: tuple[tuple[float, int, int], ...]
+    segments: tuple[Segment, ...]
+    log: tuple[LoggedDecision, ...]
+
+
+@dataclass(frozen=True)
+class PlannerTimes:
+    """How long decisions took, in milliseconds."""
+
+    decisions: int
+    median_ms: float
+    p95_ms: float
+
+
+@dataclass(frozen=True)
+class ReplayResult:
+    """All policies on one trace."""
+
+    trace_name: str
+    trace: TraceStatistics
+    counts: tuple[tuple[float, int], ...]
+    end_s: float
+    model: str
+    unit: str
+    costs: str
+    forecaster: str
+    interval_s: float
+    policies: tuple[PolicyResult, ...]
+    planner: PlannerTimes
+
+
+def replay(
+    setup: ReplaySetup,
+    policies: tuple[str, ...],
+    progress: Callable[[str, float], None] | None = None,
+) -> ReplayResult:
+    """Run every policy of `policies` through the trace; `progress` is told a policy and the share done.
+
+    Raises:
+        InputError: a policy is unknown.
+    """
+    for name in policies:
+        if name not in POLICIES:
+            raise InputError(f"no policy {name!r}; there are {', '.join(POLICIES)}")
+    bound = ideal(setup.profile, setup.trace).account.samples
+    runner = _Runner(setup, progress)
+    # the optimum looks back on the others, so it comes last; the results keep the order asked for
+    runs = {name: runner.run(name) for name in sorted(policies, key=lambda name: name == "offline-optimum")}
+    results = tuple(_result(setup, name, runs[name], bound) for name in policies)
+    timed = next((runs[name] for name in CONTROLLED if name in runs), FleetRun())
+    return ReplayResult(
+        trace_name=setup.trace.name,
+        trace=setup.trace.statistics,
+        counts=setup.trace.counts,
+        end_s=setup.trace.end_s,
+        model=setup.model.name,
+        unit=setup.model.unit,
+        costs=setup.costs.name,
+        forecaster=setup.forecaster.name,
+        interval_s=setup.interval_s,
+        policies=results,
+        planner=_times(timed.decision_ms),
+    )
+
+
+class _Runner:
+    """Runs policies, each once."""
+
+    def __init__(self, setup: ReplaySetup, progress: Callable[[str, float], None] | None) -> None:
+        self._setup, self._progress = setup, progress
+        self._done: dict[str, FleetRun] = {}
+
+    def run(self, name: str) -> FleetRun:
+        """The run of one policy."""
+        if name not in self._done:
+            self._done[name] = self._run(name)
+            if self._progress is not None:
+                self._progress(name, 1.0)
+        return self._done[name]
+
+    def _run(self, name: str) -> FleetRun:
+        setup = self._setup
+        if name == "ideal":
+            return ideal(setup.profile, setup.trace)
+        if name == "on-demand":
+            return on_demand(setup.profile, setup.max_nodes, setup.trace.end_s / 3600)
+        if name == "checkpoint":
+            return checkpoint(setup.profile, setup.costs, setup.trace, setup.notice_s)
+        if name == "redundancy":
+            return redundancy(*_redundant(setup), setup.costs, setup.trace)
+        if name == "offline-optimum":
+            return self._hindsight()
+        return self._controlled(name, self._config(name))
+
+    def _hindsight(self) -> FleetRun:
+        """The programme with the whole true trace, or another run of the same controller that was luckier.
+
+        The programme knows how many go and come, not who: it is optimal in expectation over who is hit. Who
+        looks back on a trace may also follow any other plan that turned out better on it.
+        """
+        setup = self._setup
+        config = self._config("offline-optimum")
+        changes = [
+            (
+                time_s,
+                sum(event.action != ADD for event in events),
+                sum(event.action == ADD for event in events),
+            )
+            for time_s, events in setup.trace.instants
+        ]
+        foresight = Foresight(config.programme, changes, setup.trace.end_s)
+        runs = [
+            self._controlled("offline-optimum", replace(config, foresight=foresight)),
+            *(self.run(other) for other in ("parcae-oracle", "reactive")),
+            *(run for other, run in self._done.items() if other in CONTROLLED),
+        ]
+        return max(runs, key=lambda run: run.account.samples)
+
+    def _config(self, policy: str) -> ControllerConfig:
+        setup = self._setup
+        forecaster = setup.forecaster
+        if policy == "parcae-oracle":
+            forecaster = Oracle(setup.trace.interval_counts(setup.interval_s), setup.interval_s)
+        elif policy != "parcae":
+            forecaster = LastValue()
+        return ControllerConfig(
+            profile=setup.profile,
+            costs=setup.costs,
+            policy=policy,
+            forecaster=forecaster,
+            interval_s=setup.interval_s,
+            lookahead=setup.lookahead,
+            history=setup.history,
+            max_nodes=max(1, setup.max_nodes),
+        )
+
+    def _controlled(self, name: str, config: ControllerConfig) -> FleetRun:
+        setup, progress = self._setup, self._progress
+
+        def tick(now_s: float) -> None:
+            if progress is not None:
+                progress(name, now_s / setup.trace.end_s)
+
+        return replay_fleet(config, setup.trace, setup.notice_s, setup.boot_s, tick)
+
+
+def _redundant(setup: ReplaySetup) -> tuple[Profile, RedundancyModel]:
+    """The profile with the rows that the fixed depth needs, and the redundancy itself."""
+    profile = setup.profile
+    if setup.model.bamboo_layout is not None:
+        pipelines, stages = setup.model.bamboo_layout
+    else:
+        smallest = min((layout.stages for layout in profile.layouts), default=1)
+        stages = min(len(setup.model.layers), round(smallest * REDUNDANT_DEPTH + 0.5))
+        pipelines = max(1, setup.max_nodes // stages)
+    wanted = [Layout(count, stages) for count in range(1, pipelines + 1)]
+    filled = estimated_profile(setup.model, setup.max_nodes, profile, [*profile.layouts, *wanted])
+    rows = {**filled.iteration_s, **profile.iteration_s}
+    return replace(profile, iteration_s=rows), RedundancyModel(setup.redundancy_overhead, pipelines, stages)
+
+
+def _result(setup: ReplaySetup, name: str, run: FleetRun, bound: float) -> PolicyResult:
+    account, price = run.account, setup.model.price
+    hours = account.hours()
+    rented = sum(hours.values())
+    usd = rented * (price.on_demand_usd_per_hour if name == "on-demand" else price.spot_usd_per_hour)
+    if name in CONTROLLED:
+        usd += setup.anchor_usd_per_hour * setup.trace.end_s / 3600
+    units = account.samples * setup.model.units_per_sample
+    return PolicyResult(
+        name=name,
+        samples=account.samples,
+        samples_per_s=account.samples / setup.trace.end_s if setup.trace.end_s else 0.0,
+        percent_of_ideal=100 * account.samples / bound if bound else 0.0,
+        usd=usd,
+        usd_per_million_units=usd / units * 1e6 if units else None,
+        gpu_hours=hours,
+        migrations={str(kind): count for kind, count in run.migrations.items()},
+        layouts=account.layouts(),
+        segments=tuple(account.segments),
+        log=tuple(run.log),
+    )
+
+
+def _times(decision_ms: list[float]) -> PlannerTimes:
+    if not decision_ms:
+        return PlannerTimes(0, 0.0, 0.0)
+    ordered = sorted(decision_ms)
+    return PlannerTimes(len(ordered), median(ordered), ordered[int(0.95 * (len(ordered) - 1))])
