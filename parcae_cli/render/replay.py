@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from parcae_cli.render.trace import sparkline
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
     from runtime.simulate.compare import ForecasterScore
     from runtime.simulate.replay import PolicyResult, ReplayResult
-
-BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 def as_object(result: ReplayResult) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def replay_view(result: ReplayResult) -> RenderableType:
         f": {statistics.hours:.1f} h, {statistics.mean_available:.1f} instances on average "
         f"(at most {statistics.max_available}), {statistics.preempted} taken, {statistics.allocated} given",
     )
-    spark = Text(_spark(result), style="cyan")
+    spark = Text(sparkline(result.counts, result.end_s), style="cyan")
     last = Text(
         f"costs: {result.costs}; plans every {result.interval_s:g} s"
         + (
@@ -128,20 +128,6 @@ def _table(first: str) -> Table:
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
     table.add_column(first, no_wrap=True)
     return table
-
-
-def _spark(result: ReplayResult, width: int = 96) -> str:
-    """Availability over the trace in one line."""
-    levels = []
-    position, count = 0, 0
-    for column in range(width):
-        time_s = result.end_s * column / width
-        while position < len(result.counts) and result.counts[position][0] <= time_s:
-            count = result.counts[position][1]
-            position += 1
-        levels.append(count)
-    top = max(levels, default=0) or 1
-    return "".join(BLOCKS[round(level / top * (len(BLOCKS) - 1))] for level in levels)
 
 
 def comparison_object(scores: Sequence[ForecasterScore]) -> list[dict[str, Any]]:
