@@ -23,34 +23,35 @@ DASHED = ("ideal", "on-demand", "offline-optimum")
 
 def draw(result: ReplayResult, path: Path) -> None:
     """Write the picture: availability with a policy's layouts in it, and samples over time by policy."""
+    figure_of(result).savefig(path, dpi=160)
+
+
+def figure_of(result: ReplayResult) -> Any:
+    """The picture as matplotlib's figure."""
     import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    style = {
+    style: Any = {
         "font.family": "DejaVu Sans",
         "font.size": 9,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "svg.fonttype": "none",
     }
-    with pyplot.rc_context(style):
-        figure, (above, below) = pyplot.subplots(
-            2, 1, figsize=(9, 5.6), sharex=True, height_ratios=(1, 1.2), constrained_layout=True
-        )
-        shown = next((policy for policy in result.policies if policy.log), None)
-        _availability(above, result, shown)
-        _samples(below, result)
-        figure.suptitle(
-            f"{result.model} on {Path(result.trace_name).name}: {result.trace.preempted} instances taken, "
-            f"{result.trace.allocated} given in {result.trace.hours:.1f} h",
-            fontsize=10,
-            x=0.01,
-            ha="left",
-        )
-        figure.savefig(path, dpi=160)
-        pyplot.close(figure)
+    matplotlib.rcParams.update(style)
+    figure = Figure(figsize=(9, 5.6), constrained_layout=True)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.2))
+    shown = next((policy for policy in result.policies if policy.log), None)
+    _availability(above, result, shown)
+    _samples(below, result)
+    figure.suptitle(
+        f"{result.model} on {Path(result.trace_name).name}: {result.trace.preempted} instances taken, "
+        f"{result.trace.allocated} given in {result.trace.hours:.1f} h",
+        fontsize=10,
+        x=0.01,
+        ha="left",
+    )
+    return figure
 
 
 def _availability(axes: Any, result: ReplayResult, policy: PolicyResult | None) -> None:
@@ -97,14 +98,14 @@ def _samples(axes: Any, result: ReplayResult) -> None:
             hours, samples, line, color=colour, linewidth=width, zorder=3 if policy.name == "parcae" else 2
         )
         ends.append((samples[-1], policy.name, colour))
-    top = max((samples for samples, _, _ in ends), default=1.0) or 1.0
-    last = -1.0
-    for samples, name, colour in sorted(ends):
-        last = max(samples, last + top * 0.055)  # names never on top of each other
+    top = max((total for total, _, _ in ends), default=1.0) or 1.0
+    label_at = -1.0
+    for total, name, colour in sorted(ends):
+        label_at = max(total, label_at + top * 0.055)  # names never on top of each other
         axes.annotate(
             name,
-            (result.end_s / 3600, samples),
-            xytext=(result.end_s / 3600 * 1.012, last),
+            (result.end_s / 3600, total),
+            xytext=(result.end_s / 3600 * 1.012, label_at),
             fontsize=8,
             color=colour,
             va="center",

@@ -48,11 +48,11 @@ def trace_view(trace: Trace) -> RenderableType:
         ),
         (
             "lost",
-            f"{figures.preempted} at {figures.preemption_events} times, {figures.losses_per_hour:.1f} an hour",
+            f"{figures.preempted} at {figures.preemption_events} times, {figures.losses_per_hour:.1f}/h",
         ),
         (
             "gained",
-            f"{figures.allocated} at {figures.allocation_events} times, {figures.gains_per_hour:.1f} an hour",
+            f"{figures.allocated} at {figures.allocation_events} times, {figures.gains_per_hour:.1f}/h",
         ),
         ("lost at once", f"{figures.mean_cluster:.2f} on average"),
     ):
