@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+
 
 class Fate(StrEnum):
     """What became of a recorded process group."""
@@ -180,6 +182,24 @@ class Register:
         groups = functools.cache(_groups)  # looked up once at most, however many leaders have ended long ago
         chosen = [record for record in self.records() if not roles or record.role in roles]
         return {record: kill_group(record, folder, groups) for record in chosen}
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants that lose theirs (Linux), so that `reap` can clear them away.
+
+    Without this they go to process 1, which in many containers never reaps.
+    """
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def reap(records: Iterable[ProcessRecord]) -> None:
+    """Clear away those that have ended and are our children; others are left alone. Never blocks."""
+    for record in records:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(record.pid, os.WNOHANG)
 
 
 def wait_until_gone(records: Iterable[ProcessRecord], timeout_s: float) -> list[ProcessRecord]:

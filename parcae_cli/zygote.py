@@ -31,6 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--lifeline-fd", type=int, required=True, help="leave when this descriptor reads end of file"
     )
     parsed = parser.parse_args(arguments)
+
+    from cloud.processes import Register
+
+    if "PARCAE_REGISTER" in os.environ and not Register(Path(os.environ["PARCAE_REGISTER"])).enter("zygote"):
+        return 1
     listener = socket.socket(socket.AF_UNIX)
     Path(parsed.socket).unlink(missing_ok=True)
     listener.bind(parsed.socket)

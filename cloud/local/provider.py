@@ -15,7 +15,7 @@ import asyncssh
 
 from cloud.local.node import LocalNode, node_environment, remove_folder
 from cloud.local.schedule import Schedule, ScheduleEvent
-from cloud.processes import ProcessRecord, Register, wait_until_gone
+from cloud.processes import ProcessRecord, Register, adopt_orphans, reap, wait_until_gone
 from cloud.provider import CloudError, MaybeStillRunningError
 from cloud.types import Instance, InstanceState, LaunchReply, Pool, SshTarget
 
@@ -79,6 +79,7 @@ class LocalProvider:
         """Make the client key, let the instances of time 0 exist, and preload the workers' modules."""
         (self._root / "nodes").mkdir(parents=True, exist_ok=True)
         (self._root / "logs").mkdir(parents=True, exist_ok=True)
+        adopt_orphans()
         self._client_key = asyncssh.generate_private_key("ssh-ed25519")
         for event in self._schedule.events:
             if event.time_s <= 0:
@@ -158,6 +159,8 @@ class LocalProvider:
             await self._zygote.wait()
         records: list[ProcessRecord] = [record for register in registers for record in register.kill()]
         left = await asyncio.to_thread(wait_until_gone, records, _GONE_WITHIN_S)
+        # Daemons only: those that we started ourselves are waited for where they were started.
+        reap(record for record in records if record.role in ("agent", "worker"))
         if left:
             numbers = ", ".join(str(record.pid) for record in left)
             raise MaybeStillRunningError(
@@ -257,8 +260,8 @@ class LocalProvider:
     async def _start_zygote(self) -> None:
         folder = self._root / "nodes" / "zygote"
         folder.mkdir(parents=True, exist_ok=True)
-        register = Register(folder / "pgids")
-        register.path.touch()
+        register = folder / "pgids"
+        register.touch()
         path = folder / "socket"  # named from inside the folder: a socket's path has at most 107 bytes
         with (self._root / "logs" / "zygote.log").open("ab") as log:
             self._zygote = await asyncio.create_subprocess_exec(
@@ -271,13 +274,17 @@ class LocalProvider:
                 "--lifeline-fd",
                 "0",
                 cwd=folder,
-                env={**node_environment(), **self._environment, "HOME": str(folder)},
+                env={
+                    **node_environment(),
+                    **self._environment,
+                    "HOME": str(folder),
+                    "PARCAE_REGISTER": str(register),
+                },
                 start_new_session=True,
                 stdin=asyncio.subprocess.PIPE,  # its other end closes with this process, however that ends
                 stdout=log,
                 stderr=log,
             )
-        register.enter("zygote", self._zygote.pid)
         self._environment["PARCAE_ZYGOTE"] = str(path)
 
 

@@ -80,6 +80,7 @@ class NodeLink:
         self._agent_id = ""
         self._socket_path = ""
         self._greeted = False
+        self._greeting = asyncio.Event()
         self._buffer = bytearray()
         self._outbox = bytearray()
         self._worker: int | None = None  # the incarnation that has joined and is not lost
@@ -190,7 +191,7 @@ class NodeLink:
             connection.abort()
             self._connection = None
             raise
-        self._greet(self._channel)
+        await self._greet(self._channel)
         return self._channel
 
     async def _start_agent(self, connection: asyncssh.SSHClientConnection) -> None:
@@ -211,7 +212,8 @@ class NodeLink:
             ) from error
         self._fence_wanted = False
 
-    def _greet(self, channel: ssh.LineChannel) -> None:
+    async def _greet(self, channel: ssh.LineChannel) -> None:
+        """Say who we are and what we have, and wait for the same: a stopped agent's socket still connects."""
         words = {"controller": self._controller_id, "agent": self._agent_id, "have": self._link.received}
         self._heard_s = self._said_s = time.monotonic()
         self._buffer.clear()
@@ -219,6 +221,17 @@ class NodeLink:
         channel.write(json.dumps(words).encode() + b"\n")
         if channel.pending:
             self._receive(bytes(channel.pending))
+        waits = [asyncio.create_task(event.wait()) for event in (self._greeting, channel.closed)]
+        try:
+            await asyncio.wait(waits, timeout=self._times.grace_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if not self._greeted:
+            if not channel.closed.is_set():
+                self._lose("the node's agent does not answer")
+                self._fence_wanted = True
+            raise ssh.ConnectionLost(f"{self.name}: the agent has not greeted")
 
     def _detach(self) -> None:
         if self._channel is not None:
@@ -226,6 +239,7 @@ class NodeLink:
             self._channel.close()
         self._channel = None
         self._greeted = False
+        self._greeting.clear()
         self._outbox.clear()
 
     # --- lines
@@ -254,6 +268,7 @@ class NodeLink:
         elif self._worker is None and self._lost_up_to:  # we have given up a worker that may still live
             self._frame(b"a", json.dumps({"t": "restart", "incarnation": self._lost_up_to}).encode())
         self._greeted = True
+        self._greeting.set()
         if self._channel is not None and (unseen := self._link.unseen(int(words["have"]))):
             self._channel.write(unseen)
 

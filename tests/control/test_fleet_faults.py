@@ -161,6 +161,23 @@ def test_a_stopped_agent_is_fenced(tmp_path: Path, whom: str) -> None:
     asyncio.run(scene())
 
 
+def test_an_agent_stopped_and_cut_off_is_fenced(tmp_path: Path) -> None:
+    """A stopped agent's socket still accepts connections: what counts is its answer."""
+
+    async def scene() -> None:
+        async with local_fleet(tmp_path, 1, times=IMPATIENT) as fleet:
+            await fleet.joined(1)
+            started_s = time.monotonic()
+            os.kill(fleet.agent_pid("node1"), signal.SIGSTOP)
+            fleet.provider.node("node1").cut()
+            await fleet.until(WorkerLost, "node1")
+            assert time.monotonic() - started_s < 2.0
+            await fleet.until(WorkerJoined, "node1")
+            await fleet.echo("node1", "anew")
+
+    asyncio.run(scene())
+
+
 def test_a_killed_node_is_told_at_once(tmp_path: Path) -> None:
     """A machine that vanishes: its worker is lost within milliseconds, and another machine comes."""
 
