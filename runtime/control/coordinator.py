@@ -9,17 +9,15 @@ layout comes next is not decided here but by `planning.controller`, which sees o
 from __future__ import annotations
 
 import asyncio
-import math
-import statistics
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
-from cloud.types import InstanceState, NoticeKind
+from cloud.types import NoticeKind
 from runtime.control import messages
 from runtime.control.backup import Backup
+from runtime.control.digests import FinalDigests, ReplicasDifferError
 from runtime.control.fleet_events import (
     FleetEvent,
     InstanceChanged,
@@ -30,26 +28,28 @@ from runtime.control.fleet_events import (
     WorkerLost,
     WorkerMessage,
 )
+from runtime.control.generations import (
+    Pending,
+    Recovery,
+    can_be_built,
+    members_hold,
+    prepare_messages,
+    switch_messages,
+)
 from runtime.control.job import MigrationRecord
 from runtime.control.recorder import Recorder
+from runtime.control.roster import Roster
+from runtime.control.training import NEVER_S, Pace, PushSchedule, Training, TrainingError
+from runtime.control.votes import Ballot, CoverageError
 from runtime.planning import controller
 from runtime.planning import types as plan_types
 from runtime.planning.ledger import Ledger
-from runtime.planning.model import ModelSpec
 from runtime.planning.types import MigrationKind, MigrationPlan
 
 # At the start, nodes that are still booting are waited for, since training would only have to be re-laid.
 START_PATIENCE_S = 20.0
 # A worker that does not answer an abort for this long is taken for dead.
 ABORT_TIMEOUT_S = 4.0
-# A generation whose groups do not stand by then is given up.
-PREPARE_TIMEOUT_S = 10.0
-# A step without all votes by then is abandoned, though nobody is known to have died.
-STEP_TIMEOUT_S = 60.0
-
-
-class TrainingError(Exception):
-    """The job cannot go on; the message says why and what to do."""
 
 
 class Phase(StrEnum):
@@ -75,43 +75,10 @@ class FleetPort(Protocol):
 
 
 @dataclass(frozen=True)
-class Training:
-    """What to train, and how the job is run. `interval_s` is in wall seconds."""
+class _StopRequested:
+    """The user or the system wants the job to end now, for this reason."""
 
-    model: ModelSpec
-    model_template: dict[str, Any]
-    steps: int
-    seed: int
-    corpus: list[str]
-    token: bytes
-    interval_s: float
-    backup_every: int
-    exact: bool = True
-    faults: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class StopRequested:
-    """The user or the system wants the job to end now."""
-
-
-@dataclass
-class _Worker:
-    hello: messages.Hello
-    ready: bool = False
-
-
-@dataclass
-class _Pending:
-    """A generation that is being built while another one trains."""
-
-    plan: MigrationPlan
-    since_s: float
-    prepared: set[str] = field(default_factory=set)
-
-    @property
-    def ready(self) -> bool:
-        return self.prepared >= set(self.plan.assignment)
+    why: str
 
 
 class Coordinator:
@@ -131,30 +98,23 @@ class Coordinator:
         self._fleet, self._backup, self._recorder = fleet, backup, recorder
         self._on_ready = on_ready
         self._state = controller.initial_state(config)
-        self._booting: set[str] = set()
-        self._seen: set[str] = set()
-        self._start_by_s = math.inf
-        self._workers: dict[str, _Worker] = {}
-        self._notices: dict[str, float] = {}  # node -> deadline on our clock
+        self._roster = Roster()
         self._phase = Phase.WAITING
         self._running: MigrationPlan | None = None
         self._live_layout: plan_types.Layout | None = None
         self._fresh = False  # the running generation has not committed a step yet
-        self._pending: _Pending | None = None
+        self._pending: Pending | None = None
         self._highest_generation = 0
-        self._votes: dict[str, messages.Vote] = {}
-        self._awaiting: set[str] = set()
-        self._holds: dict[str, frozenset[int]] = {}
-        self._deadline_s = math.inf
+        self._ballot = Ballot(0, 0, 0)
+        self._recovery = Recovery(0, 0, ())
+        self._deadline_s = self._start_by_s = NEVER_S
         self._planning: list[plan_types.Event] = []
-        self._digests: dict[int, str] = {}
+        self._digests = FinalDigests(len(training.model.layers))
         self._corpus_digest = ""
-        self._last_commit_s = 0.0
-        self._ordinary_steps: deque[float] = deque(maxlen=30)
-        self._changed: tuple[list[str], list[str]] = ([], [])  # nodes lost, joined since the last generation
-        self._steps_done_at_push = -1
+        self._pace = Pace()
+        self._pushes = PushSchedule(training.backup_every)
         self.ledger = Ledger(training.model.training.mini_batch)
-        self.stopped = False
+        self.stopped: str | None = None
 
     # ---- the loop --------------------------------------------------------------------------------------
 
@@ -164,23 +124,22 @@ class Coordinator:
         Raises:
             TrainingError: a worker reported something that no migration can mend.
         """
-        loop = asyncio.get_running_loop()
-        next_tick_s = loop.time() + self._training.interval_s
+        next_tick_s = self._now_s() + self._training.interval_s
         while self._phase is not Phase.ENDED:
-            for event in await self._batch(min(next_tick_s, self._deadline_s) - loop.time()):
+            for event in await self._batch(min(next_tick_s, self._deadline_s) - self._now_s()):
                 self._handle(event)
-            if loop.time() >= next_tick_s:
-                next_tick_s = max(next_tick_s + self._training.interval_s, loop.time())
+            if self._now_s() >= next_tick_s:
+                next_tick_s = max(next_tick_s + self._training.interval_s, self._now_s())
                 self._planning.append(plan_types.IntervalElapsed())
                 self._expire_notices()
             self._check_deadline()
             self._decide()
             self._recorder.refresh()
-        return None if self.stopped else self._weights_digest()
+        return None if self.stopped is not None else self._digests.weights()
 
-    def request_stop(self) -> None:
+    def request_stop(self, why: str = "") -> None:
         """End the job as soon as the loop turns; safe to call from a signal handler of the loop."""
-        self._fleet.events.put_nowait(StopRequested())  # type: ignore[arg-type]
+        self._fleet.events.put_nowait(_StopRequested(why))  # type: ignore[arg-type]
 
     async def _batch(self, timeout_s: float) -> Sequence[object]:
         """The next events: what happened at one instant is handled, and planned for, together."""
@@ -201,7 +160,7 @@ class Coordinator:
     def _handle(self, event: object) -> None:
         match event:
             case WorkerMessage(node, message):
-                if node in self._workers:
+                if node in self._roster:
                     self._obey(node, messages.decode(message))
             case WorkerJoined(node, hello):
                 self._join(node, hello)
@@ -211,20 +170,18 @@ class Coordinator:
                 self._notice(event)
             case InstanceChanged(instance):
                 self._recorder.instance(instance)
-                if instance.state is InstanceState.TERMINATED:
-                    self._booting.discard(instance.name)
-                elif instance.name not in self._workers:
-                    self._booting.add(instance.name)
+                self._roster.instance(instance)
             case RentFailed(why=why) | WorkerFailed(why=why):
                 self._recorder.event("trouble", why)
-            case StopRequested():
-                self.stopped = True
+            case _StopRequested(why):
+                self.stopped = why
                 self._phase = Phase.ENDED
 
     def _obey(self, node: str, message: messages.Message) -> None:
         match message:
             case messages.Vote():
-                self._vote(node, message)
+                if self._phase is Phase.RUNNING and self._ballot.cast(node, message):
+                    self._commit()
             case messages.Prepared():
                 if self._pending is not None and message.generation == self._pending.plan.generation:
                     self._pending.prepared.add(node)
@@ -233,7 +190,7 @@ class Coordinator:
             case messages.Configured():
                 self._configured(node, message)
             case messages.Failed():
-                if self._phase is Phase.RUNNING and self._running is not None:
+                if self._phase is Phase.RUNNING:
                     self._recorder.event("failed", f"{node} could not go on", message.error)
                     self._recover()
             case messages.Digests():
@@ -244,24 +201,9 @@ class Coordinator:
     def _join(self, node: str, hello: Mapping[str, Any]) -> None:
         parsed = messages.decode(hello)
         assert isinstance(parsed, messages.Hello)
-        self._workers[node] = _Worker(parsed)
-        training = self._training
         # A scripted death is for a node's first worker; its successor must live.
-        faults = [] if node in self._seen else training.faults
-        self._seen.add(node)
-        self._send(
-            node,
-            messages.Configure(
-                node,
-                training.model_template,
-                training.seed,
-                training.corpus,
-                training.token.hex(),
-                [self._backup.host, self._backup.port],
-                training.exact,
-                faults,
-            ),
-        )
+        faults = self._training.faults if self._roster.join(node, parsed) else []
+        self._send(node, self._training.configure(node, (self._backup.host, self._backup.port), faults))
 
     def _configured(self, node: str, message: messages.Configured) -> None:
         if message.error:
@@ -271,49 +213,41 @@ class Coordinator:
                 f"node {node} reads another text than the others: give every node the same files (--data)"
             )
         self._corpus_digest = message.corpus_digest
-        self._workers[node].ready = True
-        self._booting.discard(node)
-        self._changed[1].append(node)
+        self._roster.make_ready(node)
         self._planning.append(plan_types.NodeJoined(node))
-        if node in self._notices:
-            self._planning.append(plan_types.NodeNoticed(node, self._notices[node]))
+        if node in self._roster.notices:
+            self._planning.append(plan_types.NodeNoticed(node, self._roster.notices[node]))
         self._recorder.event("joined", f"{node} joined", "its worker is ready")
 
     def _notice(self, event: NodeNoticed) -> None:
         if event.notice.kind is NoticeKind.REBALANCE or event.notice.deadline_s is None:
             self._recorder.event("rebalance", f"{event.node} may be taken", "the cloud's rebalance hint")
             return
-        left_s = self._recorder.seconds_until(event.notice.deadline_s)
-        self._notices[event.node] = self._now_s() + left_s
-        self._recorder.noticed(event.node, event.notice.deadline_s)
-        self._recorder.event("notice", f"{event.node} will be taken in {left_s:.1f} s", "the cloud's notice")
-        if event.node in self._workers and self._workers[event.node].ready:
-            self._planning.append(plan_types.NodeNoticed(event.node, self._notices[event.node]))
+        left_s = self._recorder.noticed(event.node, event.notice.deadline_s)
+        self._roster.notices[event.node] = self._now_s() + left_s
+        if self._roster.is_ready(event.node):
+            deadline_s = self._roster.notices[event.node]
+            self._planning.append(plan_types.NodeNoticed(event.node, deadline_s))
 
     def _expire_notices(self) -> None:
         """A node that outlives its deadline by an interval was spared: it counts again."""
-        late_s = self._now_s() - max(self._training.interval_s, 1.0)
-        for node in [n for n, deadline_s in self._notices.items() if deadline_s < late_s]:
-            del self._notices[node]
-            self._recorder.noticed(node, None)
-            if node in self._workers and self._workers[node].ready:
-                self._planning.append(plan_types.NoticeWithdrawn(node))
+        for node in self._roster.spared(self._now_s() - max(self._training.interval_s, 1.0)):
+            self._recorder.spared(node)
+            self._planning.append(plan_types.NoticeWithdrawn(node))
 
     def _lose(self, node: str, why: str) -> None:
-        worker = self._workers.pop(node, None)
         self._recorder.event("lost", f"{node} is gone", why)
-        if worker is None or not worker.ready:
+        if not self._roster.lose(node):
             return
-        self._changed[0].append(node)
         self._planning.append(plan_types.NodeLost(node))
-        self._awaiting.discard(node)
+        self._recovery.awaiting.discard(node)
         if self._phase is Phase.RECOVERING:
             self._finish_recovery()
         elif self._phase is Phase.RUNNING:
             assert self._running is not None
             if node in self._running.assignment:
                 self._recover()
-            elif self._pending is not None and node in self._pending.plan.assignment:
+            elif self._pending is not None and not can_be_built(self._pending.plan, self._roster.ready):
                 self._cancel_pending()
         elif self._phase is Phase.FINISHING:
             self._finish_or_recover()
@@ -325,41 +259,28 @@ class Coordinator:
         """The step that is to be committed next; as many have been."""
         return self.ledger.committed_steps
 
-    def _vote(self, node: str, vote: messages.Vote) -> None:
-        running = self._running
-        if self._phase is not Phase.RUNNING or running is None:
-            return
-        if vote.generation != running.generation or vote.step != self._step:
-            return  # from a generation that has been left
-        self._votes[node] = vote
-        if len(self._votes) == running.layout.positions:
-            self._commit()
-
     def _commit(self) -> None:
         """Every worker has its gradient: the step is decided here."""
-        running = self._running
+        running, ballot, training = self._running, self._ballot, self._training
         assert running is not None
-        now_s = self._now_s()
-        step, last = self._step, self._step + 1 == self._training.steps
+        step, last = self._step, self._step + 1 == training.steps
         switch = self._pending is not None and self._pending.ready and not last and not self._fresh
-        votes = list(self._votes.values())
-        self._check_coverage(votes)
-        loss = self._loss(votes)
-        scale = self._clip_scale(votes)
-        push = last or self._push_due(step + 1)
+        try:
+            ballot.check_coverage(training.model.training.micro_batches)
+        except CoverageError as error:
+            raise TrainingError(str(error)) from error
+        scale = ballot.clip_scale(training.model.training.clip_norm)
+        push = last or self._pushes.due(step + 1, self._backup.latest())
         commit = messages.Commit(running.generation, step, scale, not last and not switch, push)
         for node in running.assignment:
             self._send(node, commit)
-        self._votes = {}
         self.ledger = self.ledger.commit(step)
-        self._recorder.step(step, loss, self.ledger.samples, running)
-        step_s = now_s - self._last_commit_s
+        self._ballot = Ballot(running.generation, self._step, running.layout.positions)
+        pause_s = self._pace.commit(self._now_s(), self._fresh)
+        self._recorder.step(step, ballot.loss, self.ledger.samples, running)
         if self._fresh:
-            self._live(running, step, votes, step_s)
-        else:
-            self._ordinary_steps.append(step_s)
-        self._last_commit_s = now_s
-        self._deadline_s = now_s + self._step_timeout_s()
+            self._live(running, step, ballot, pause_s)
+        self._deadline_s = self._now_s() + self._pace.timeout_s
         if switch:
             assert self._pending is not None
             self._switch(self._pending.plan)
@@ -367,36 +288,6 @@ class Coordinator:
             self._phase = Phase.FINISHING
             for node in running.assignment:
                 self._send(node, messages.Digest())
-
-    def _check_coverage(self, votes: Sequence[messages.Vote]) -> None:
-        """What the last stages report must be the whole mini-batch, once: the ledger counts on it."""
-        done = sorted(micro_batch for vote in votes for micro_batch, _ in vote.losses)
-        if done != list(range(self._training.model.training.micro_batches)):
-            raise TrainingError(
-                f"step {self._step}: micro-batches {done} were trained: this is a bug in Parcae"
-            )
-
-    def _loss(self, votes: Sequence[messages.Vote]) -> float:
-        """Mean over micro-batches, summed exactly, so that it does not depend on who reported what."""
-        losses = [loss for vote in votes for _, loss in vote.losses]
-        return math.fsum(losses) / len(losses)
-
-    def _clip_scale(self, votes: Sequence[messages.Vote]) -> float:
-        """The factor that brings the norm of the whole gradient down to `clip_norm`; 1 if it is below."""
-        clip_norm = self._training.model.training.clip_norm
-        norm = math.sqrt(math.fsum(square for vote in votes for _, square in vote.square_norms))
-        return clip_norm / norm if clip_norm > 0 and norm > clip_norm else 1.0
-
-    def _push_due(self, steps: int) -> bool:
-        """Every k steps, unless the last copy is still on its way: then memory and network are spared."""
-        if steps % self._training.backup_every:
-            return False
-        arrived = self._steps_done_at_push < 0 or (self._backup.latest() or -1) >= self._steps_done_at_push
-        lost_s = steps - self._steps_done_at_push > 5 * self._training.backup_every
-        if arrived or lost_s:
-            self._steps_done_at_push = steps
-            return True
-        return False
 
     # ---- generations -----------------------------------------------------------------------------------
 
@@ -419,10 +310,9 @@ class Coordinator:
 
     def _too_early(self) -> bool:
         """Whether training has not started and nodes are still booting that it should start with."""
-        if self._highest_generation or not self._booting:
+        if self._highest_generation or not self._roster.booting:
             return False
-        if self._start_by_s is math.inf:
-            self._start_by_s = self._now_s() + START_PATIENCE_S
+        self._start_by_s = min(self._start_by_s, self._now_s() + START_PATIENCE_S)
         return self._now_s() < self._start_by_s
 
     def _ready(self) -> None:
@@ -432,8 +322,7 @@ class Coordinator:
     def _begin(self, plan: MigrationPlan) -> None:
         self._highest_generation = max(self._highest_generation, plan.generation)
         if self._phase is Phase.RUNNING:
-            old = self._pending
-            self._pending = _Pending(plan, self._now_s())
+            old, self._pending = self._pending, Pending(plan, self._now_s())
             if old is not None:
                 for node in set(old.plan.assignment) - set(plan.assignment):
                     self._send(node, messages.Cancel(old.plan.generation))
@@ -445,19 +334,8 @@ class Coordinator:
         self._switch(plan)
 
     def _prepare(self, plan: MigrationPlan) -> None:
-        first = min(plan.assignment, key=lambda node: plan.assignment[node])
-        hello = self._workers[first].hello
-        for node, position in plan.assignment.items():
-            self._send(
-                node,
-                messages.Prepare(
-                    plan.generation,
-                    plan.layout.pipelines,
-                    [position.pipeline, position.stage],
-                    [list(stage) for stage in plan.cuts],
-                    [hello.host, hello.store_port],
-                ),
-            )
+        for node, message in prepare_messages(plan, self._roster.workers).items():
+            self._send(node, message)
 
     def _switch(self, plan: MigrationPlan) -> None:
         """Begin the next step in the new generation.
@@ -467,42 +345,30 @@ class Coordinator:
         """
         self._phase = Phase.RUNNING
         self._running, self._fresh, self._pending = plan, True, None
-        self._votes = {}
-        if not self._last_commit_s:
-            self._last_commit_s = self._now_s()
-        self._deadline_s = self._now_s() + self._step_timeout_s()
-        for node in plan.assignment:
-            fetches = [[f.layer, self._source(f.source)] for f in plan.fetches if f.node == node]
-            self._send(node, messages.Switch(plan.generation, self._step, fetches))
+        self._ballot = Ballot(plan.generation, self._step, plan.layout.positions)
+        self._deadline_s = self._now_s() + self._pace.timeout_s
+        for node, message in switch_messages(plan, self._step, self._roster.workers).items():
+            self._send(node, message)
         self._recorder.generation(plan)
 
-    def _source(self, node: str | None) -> str | list[Any]:
-        if node is None:
-            return "backup" if self._step else "seed"
-        hello = self._workers[node].hello
-        return [hello.host, hello.transfer_port]
-
-    def _live(self, plan: MigrationPlan, step: int, votes: Sequence[messages.Vote], step_s: float) -> None:
+    def _live(self, plan: MigrationPlan, step: int, ballot: Ballot, pause_s: float) -> None:
         """The generation has committed its first step: its migration is over."""
         self._fresh = False
-        ordinary_s = statistics.median(self._ordinary_steps) if self._ordinary_steps else 0.0
-        lost, joined = self._changed
-        self._changed = ([], [])
-        holds = {node: frozenset(plan.cuts[at.stage]) for node, at in plan.assignment.items()}
-        live = [plan_types.GenerationLive(plan.generation), plan_types.StateReported(holds)]
-        self._planning = [*live, *self._planning]
-        for node in set(self._workers) - set(plan.assignment):
+        live = plan_types.GenerationLive(plan.generation)
+        self._planning = [live, plan_types.StateReported(members_hold(plan)), *self._planning]
+        for node in set(self._roster.workers) - set(plan.assignment):
             self._send(node, messages.Release(plan.generation))
+        lost, joined = self._roster.changes()
         self._recorder.migrated(
             MigrationRecord(
                 generation=plan.generation,
                 step=step,
                 kind=plan.kind,
                 noticed=plan.noticed,
-                pause_s=max(0.0, step_s - ordinary_s),
-                nodes_lost=tuple(lost),
-                nodes_joined=tuple(joined),
-                bytes_moved=sum(vote.fetched_bytes for vote in votes),
+                pause_s=pause_s,
+                nodes_lost=lost,
+                nodes_joined=joined,
+                bytes_moved=ballot.fetched_bytes,
                 before=self._live_layout,
                 after=plan.layout,
             )
@@ -519,37 +385,34 @@ class Coordinator:
         self._pending = None
         self._planning.append(plan_types.MigrationFailed(generation))
 
+    # ---- recovery --------------------------------------------------------------------------------------
+
     def _recover(self) -> None:
         """Leave the step in flight, everywhere, and ask the survivors what they hold."""
         self.ledger = self.ledger.abandon()
-        pending = self._pending
         self._phase = Phase.RECOVERING
-        self._votes, self._holds = {}, {}
-        if pending is not None:
-            self._planning.append(plan_types.MigrationFailed(pending.plan.generation))
-        self._pending = None
+        if self._pending is not None:
+            self._planning.append(plan_types.MigrationFailed(self._pending.plan.generation))
+            self._pending = None
         # Whoever may still hold layers must answer, also nodes that only wait to be released.
-        self._awaiting = {node for node, worker in self._workers.items() if worker.ready}
+        self._recovery = Recovery(self._highest_generation, self._step, self._roster.ready)
         self._deadline_s = self._now_s() + ABORT_TIMEOUT_S
-        for node in sorted(self._awaiting):
+        for node in sorted(self._recovery.awaiting):
             self._send(node, messages.Abort(self._highest_generation))
         self._finish_recovery()
 
     def _aborted(self, node: str, message: messages.Aborted) -> None:
-        if self._phase is not Phase.RECOVERING or message.generation != self._highest_generation:
-            return
-        if message.step == self._step:
-            self._holds[node] = frozenset(message.holds)
-        self._awaiting.discard(node)
-        self._finish_recovery()
+        if self._phase is Phase.RECOVERING and message.generation == self._recovery.generation:
+            self._recovery.answer(node, message.step, message.holds)
+            self._finish_recovery()
 
     def _finish_recovery(self) -> None:
-        if self._awaiting:
+        if self._recovery.awaiting:
             return
         self._phase = Phase.WAITING
         self._running = None
-        self._deadline_s = math.inf
-        holds = {node: layers for node, layers in self._holds.items() if node in self._workers}
+        self._deadline_s = NEVER_S
+        holds = self._recovery.holds(self._roster.ready)
         self._planning += [plan_types.TrainingStopped(), plan_types.StateReported(holds)]
 
     def _roll_back(self) -> None:
@@ -558,25 +421,18 @@ class Coordinator:
         undone = self._step - step
         self.ledger = self.ledger.rollback(step)
         self._backup.forget_after(step)
-        self._steps_done_at_push = step if step else -1
+        self._pushes.reset(step)
         self._recorder.roll_back(step, undone)
 
-    # ---- deadlines -------------------------------------------------------------------------------------
-
-    def _step_timeout_s(self) -> float:
-        ordinary_s = statistics.median(self._ordinary_steps) if self._ordinary_steps else 0.0
-        return max(STEP_TIMEOUT_S, 50 * ordinary_s)
-
     def _check_deadline(self) -> None:
-        now_s = self._now_s()
-        pending = self._pending
-        if pending is not None and not pending.ready and now_s > pending.since_s + PREPARE_TIMEOUT_S:
-            self._recorder.event("failed", "the next generation could not be built in time", "")
+        now_s, pending = self._now_s(), self._pending
+        if pending is not None and pending.late(now_s):
+            self._recorder.event("failed", "the next generation could not be built in time")
             self._cancel_pending()
         if now_s < self._deadline_s:
             return
         if self._phase is Phase.RECOVERING:
-            for node in sorted(self._awaiting):
+            for node in sorted(self._recovery.awaiting):
                 self._fleet.kill_worker(node)
                 self._lose(node, f"its worker did not answer for {ABORT_TIMEOUT_S:g} s")
         elif self._phase is Phase.RUNNING:
@@ -590,34 +446,24 @@ class Coordinator:
     def _digested(self, message: messages.Digests) -> None:
         if self._phase is not Phase.FINISHING or message.step != self._training.steps:
             return
-        for layer, digest in message.layers:
-            if self._digests.setdefault(layer, digest) != digest:
-                raise TrainingError(f"two replicas of layer {layer} differ: this is a bug in Parcae")
-        if len(self._digests) == len(self._training.model.layers):
+        try:
+            self._digests.report(message.layers)
+        except ReplicasDifferError as error:
+            raise TrainingError(str(error)) from error
+        if self._digests.complete:
             self._phase = Phase.ENDED
 
     def _finish_or_recover(self) -> None:
         """A node died after the last commit. What it alone knew comes from the backup, or is done again."""
         if self._backup.latest() == self._training.steps:
-            for layer in range(len(self._training.model.layers)):
-                self._digests[layer] = self._backup.weights_digest(self._training.steps, layer)
+            self._digests.take_from(self._backup, self._training.steps)
             self._phase = Phase.ENDED
             return
         assert self._running is not None
-        missing = set(range(len(self._training.model.layers))) - set(self._digests)
-        alive = {
-            layer
-            for node, at in self._running.assignment.items()
-            if node in self._workers
-            for layer in self._running.cuts[at.stage]
-        }
-        if missing - alive:
+        held = [layers for node, layers in members_hold(self._running).items() if node in self._roster]
+        alive = frozenset().union(*held)
+        if self._digests.missing - alive:
             self._recover()
-
-    def _weights_digest(self) -> str:
-        from hashlib import sha256
-
-        return sha256("".join(self._digests[i] for i in sorted(self._digests)).encode()).hexdigest()
 
     def _send(self, node: str, message: messages.Message) -> None:
         self._fleet.send(node, messages.encode(message))

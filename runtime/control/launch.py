@@ -13,11 +13,12 @@ from cloud.local.schedule import Schedule
 from cloud.provider import MaybeStillRunningError
 from cloud.types import Pool
 from runtime.control.backup import Backup
-from runtime.control.coordinator import Coordinator, Training, TrainingError
+from runtime.control.coordinator import Coordinator
 from runtime.control.fleet import Fleet
 from runtime.control.job import JobResult, LaunchRequest
 from runtime.control.journal import JobState, Journal
 from runtime.control.recorder import Bill, Recorder
+from runtime.control.training import Training, TrainingError
 from runtime.control.wire import TOKEN_BYTES
 from runtime.planning.controller import ControllerConfig
 from runtime.planning.costs import measured_costs
@@ -101,7 +102,7 @@ class _Job:
         )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, coordinator.request_stop)
+            loop.add_signal_handler(number, coordinator.request_stop, "interrupted")
         state, why, digest = JobState.INTERRUPTED, "", None
         try:
             await fleet.start()

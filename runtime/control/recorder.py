@@ -91,22 +91,23 @@ class Recorder:
         """Something a person would want to know, with its reason."""
         self._journal.event(self._request.name, time.time(), kind, text, why)
 
-    def seconds_until(self, deadline_s: float) -> float:
-        """From now to a Unix time."""
-        return deadline_s - time.time()
-
     def instance(self, instance: Instance) -> None:
         """An instance changed its state."""
         self._bill.update(instance, time.time())
         if instance.state is InstanceState.TERMINATED:
             self._notices.pop(instance.name, None)
 
-    def noticed(self, node: str, deadline_s: float | None) -> None:
-        """The node has a notice until `deadline_s`; None: no longer."""
-        if deadline_s is None:
-            self._notices.pop(node, None)
-        else:
-            self._notices[node] = deadline_s
+    def noticed(self, node: str, deadline_s: float) -> float:
+        """The cloud will take the node at `deadline_s`; returns how many seconds that leaves."""
+        left_s = deadline_s - time.time()
+        self._notices[node] = deadline_s
+        self.event("notice", f"{node} will be taken in {left_s:.1f} s", "the cloud's notice")
+        return left_s
+
+    def spared(self, node: str) -> None:
+        """The notice did not come true."""
+        self._notices.pop(node, None)
+        self.event("spared", f"{node} is still here", "its notice has run out")
 
     def step(self, step: int, loss: float, samples: int, plan: MigrationPlan) -> None:
         """A step was committed."""

@@ -54,7 +54,7 @@ class Corpus:
 
     def digest(self) -> str:
         """SHA-256 of the text: two nodes that disagree must not train together."""
-        return hashlib.sha256(self._bytes).hexdigest()
+        return hashlib.sha256(self._bytes.tobytes()).hexdigest()
 
     def batch(self, samples: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and targets, each [len(samples), seq] int64."""

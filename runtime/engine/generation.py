@@ -10,7 +10,13 @@ import torch
 
 from runtime.control.messages import Prepare
 from runtime.engine.groups import GlooGroups, Groups
+from runtime.engine.nccl_groups import NcclGroups
 from runtime.engine.waits import Waiter
+
+
+def compute_device() -> torch.device:
+    """The first GPU, or the CPU where there is none."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 class Generation:
@@ -40,6 +46,12 @@ class Generation:
         """Which of `count` micro-batches this pipeline works on; D need not divide `count`."""
         return [k for k in range(count) if k * self.pipelines // count == self.pipeline]
 
+    def abandon(self) -> None:
+        """The generation was aborted: wake whoever waits in it, and let go of dead peers where one can."""
+        self.waiter.abandon()
+        if self._groups is not None:
+            self._groups.abort()
+
     def free(self) -> None:
         """Let go of the groups. Their destructors can take tens of milliseconds."""
         self._groups = None
@@ -48,14 +60,14 @@ class Generation:
     def _build(self) -> Groups:
         began = time.monotonic()
         message = self._message
-        groups = GlooGroups(
-            self.number,
-            self._host,
-            (message.store[0], message.store[1]),
-            self.pipelines,
-            self.stages,
-            (self.pipeline, self.stage),
-        )
+        store = (message.store[0], message.store[1])
+        position = (self.pipeline, self.stage)
+        device = compute_device()
+        groups: Groups
+        if device.type == "cuda":
+            groups = NcclGroups(self.number, device, store, self.pipelines, self.stages, position)
+        else:
+            groups = GlooGroups(self.number, self._host, store, self.pipelines, self.stages, position)
         self._on_prepared(time.monotonic() - began)
         return groups
 

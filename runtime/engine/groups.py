@@ -12,9 +12,10 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # no __all__ there
 
 # What is left behind after an abort waits this long before it fails and frees its thread.
-GROUP_TIMEOUT_S = 20.0
+GROUP_TIMEOUT = timedelta(seconds=20)
 _GRADIENT_TAG = 1 << 20
 
 
@@ -36,6 +37,17 @@ class Groups(Protocol):
     def reduce(self, tensor: torch.Tensor) -> Any | None:
         """Sum over the replicas of the own stage, in place; None when there is only one."""
 
+    def abort(self) -> None:
+        """A member is gone: give up what can be given up."""
+
+
+def store_client(store: tuple[str, int]) -> Any:
+    """A connection to a rendezvous store.
+
+    Each generation has one of its own: an abandoned wait would hold the lock of a shared one.
+    """
+    return TCPStore(store[0], store[1], is_master=False, timeout=GROUP_TIMEOUT)
+
 
 class StoreServer:
     """A rendezvous store that this worker offers to a generation, on `host` alone."""
@@ -44,12 +56,12 @@ class StoreServer:
         listener = socket.create_server((host, 0), backlog=128)
         self.port = int(listener.getsockname()[1])
         # The listening socket is made here because the store by itself would listen on every interface.
-        self._store = dist.TCPStore(
+        self._store = TCPStore(
             host,
             self.port,
             is_master=True,
             wait_for_workers=False,
-            timeout=timedelta(seconds=GROUP_TIMEOUT_S),
+            timeout=GROUP_TIMEOUT,
             master_listen_fd=listener.detach(),
         )
 
@@ -72,22 +84,19 @@ class GlooGroups:
             RuntimeError: a member did not come within the timeout.
         """
         pipeline, self._stage = position
-        timeout = timedelta(seconds=GROUP_TIMEOUT_S)
-        # A client of its own for each generation: an abandoned wait would hold the lock of a shared one.
-        client = dist.TCPStore(store[0], store[1], is_master=False, timeout=timeout)
+        client = store_client(store)
 
         def group(name: str, rank: int, size: int) -> Any | None:
             if size == 1:
                 return None
-            options = dist.ProcessGroupGloo._Options()
+            options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
             options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
-            options._timeout = timeout
-            prefixed = dist.PrefixStore(f"{generation}/{name}", client)
+            options._timeout = GROUP_TIMEOUT
+            prefixed = PrefixStore(f"{generation}/{name}", client)
             return dist.ProcessGroupGloo(prefixed, rank, size, options)
 
         self._pipeline = group(f"pipeline{pipeline}", self._stage, stages)
         self._replicas = group(f"stage{self._stage}", pipeline, pipelines)
-        self._client = client
 
     def send_activation(self, tensor: torch.Tensor, micro_batch: int) -> Any:
         assert self._pipeline is not None
@@ -109,5 +118,8 @@ class GlooGroups:
         if self._replicas is None:
             return None
         options = dist.AllreduceOptions()
-        options.reduceOp = dist.ReduceOp.SUM
+        options.reduceOp = dist.ReduceOp.SUM  # type: ignore[assignment]
         return self._replicas.allreduce([tensor], options)
+
+    def abort(self) -> None:
+        pass  # gloo cannot: who waits is left to the timeout

@@ -14,6 +14,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,7 +42,7 @@ class LayerState:
     slice of the generation's flat gradient, set by `bind`.
     """
 
-    def __init__(self, index: int, module: nn.Module, exact: bool) -> None:
+    def __init__(self, index: int, module: nn.Module, exact: bool, device: torch.device) -> None:
         self.index = index
         self.module = module
         self._exact = exact
@@ -52,13 +53,15 @@ class LayerState:
             if p is not None
         ]
         self.size = sum(parameter.numel() for _, _, parameter in named)
-        self.buffer = torch.zeros(ROWS, self.size)
+        self.buffer = torch.zeros(ROWS, self.size, device=device)
         self.gradient = torch.empty(0)
+        self._staged: torch.Tensor | None = None
         start = 0
         for owner, name, meta in named:
             end = start + meta.numel()
             parameter = nn.Parameter(self.buffer[0, start:end].view(meta.shape))
-            parameter.register_post_accumulate_grad_hook(self._accumulator(start, end))
+            hook = self._accumulator(start, end)
+            parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
             setattr(owner, name, parameter)
             start = end
 
@@ -66,13 +69,26 @@ class LayerState:
         """Accumulate into this slice from now on."""
         self.gradient = gradient
 
-    def view(self) -> memoryview:
-        """The bytes of the whole state, for transfers."""
-        return memoryview(self.buffer.numpy()).cast("B")
+    def outgoing(self) -> memoryview:
+        """The bytes of the whole state, to send: on a CPU its own memory, otherwise a copy of it."""
+        return bytes_of(self.buffer)
+
+    def incoming(self) -> memoryview:
+        """Where to receive the whole state. Call `arrived` when it is full."""
+        if self.buffer.device.type == "cpu":
+            return bytes_of(self.buffer)
+        self._staged = torch.empty(ROWS, self.size, pin_memory=True)
+        return bytes_of(self._staged)
+
+    def arrived(self) -> None:
+        """The memory that `incoming` gave has been filled."""
+        if self._staged is not None:
+            self.buffer.copy_(self._staged)
+            self._staged = None
 
     def digest(self) -> str:
         """SHA-256 of the fp32 weights, hexadecimal."""
-        return hashlib.sha256(self.buffer[0].numpy()).hexdigest()
+        return hashlib.sha256(bytes_of(self.buffer[0])).hexdigest()
 
     def square_norm(self) -> float:
         """Squared norm of the accumulated gradient, in float64."""
@@ -105,6 +121,12 @@ class LayerState:
             parameter.grad = None
 
         return accumulate
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor; those of a CPU tensor are shared, not copied."""
+    array: Any = tensor.cpu().numpy()
+    return memoryview(array).cast("B")
 
 
 def bind_gradients(layers: Sequence[LayerState], exact: bool) -> torch.Tensor:

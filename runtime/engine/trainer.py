@@ -9,7 +9,7 @@ import torch
 
 from runtime.control.messages import Vote
 from runtime.engine.data import Corpus
-from runtime.engine.generation import Generation
+from runtime.engine.generation import Generation, compute_device
 from runtime.engine.models import gpt
 from runtime.engine.schedule import PipelineStep
 from runtime.engine.state import AdamW, LayerState, bind_gradients
@@ -38,6 +38,7 @@ class Trainer:
             self._training.beta2,
             self._training.epsilon,
         )
+        self._device = compute_device()
         self.step = 0
         self.layers: dict[int, LayerState] = {}
 
@@ -49,7 +50,7 @@ class Trainer:
         head = self._shape.layers + 1
         layers = [self.new_layer(index, from_seed=True) for index in (0, 1, head)]
         bind_gradients(layers, self._exact)
-        out, targets = self._corpus.batch([0] * self._training.micro_batch)
+        out, targets = (t.to(self._device) for t in self._corpus.batch([0] * self._training.micro_batch))
         for layer in layers:
             out = layer.module(out)
         gpt.loss_of(out, targets).backward()  # type: ignore[no-untyped-call]
@@ -59,7 +60,7 @@ class Trainer:
 
     def new_layer(self, index: int, from_seed: bool) -> LayerState:
         """A layer of its own memory: initialised from the seed, or zero until its state arrives."""
-        state = LayerState(index, gpt.build_layer(self._shape, index), self._exact)
+        state = LayerState(index, gpt.build_layer(self._shape, index), self._exact, self._device)
         if from_seed:
             gpt.initialise_layer(state.module, self._shape, index, self._seed)
         return state
@@ -96,6 +97,7 @@ class Trainer:
             (training.micro_batch, self._shape.seq, self._shape.d_model),
             gpt.loss_of,
             self._point,
+            self._device,
         )
         generation.keep_alive = step
         step.run(micro_batches, self._data(generation, ids, micro_batches), 1.0 / self._micro_batches)
@@ -121,9 +123,9 @@ class Trainer:
         generation.keep_alive = None
         self.step += 1
 
-    def views(self) -> dict[int, memoryview]:
-        """The bytes of every layer held."""
-        return {index: layer.view() for index, layer in self.layers.items()}
+    def sources(self) -> dict[int, Callable[[], memoryview]]:
+        """How to get the bytes of every layer held."""
+        return {index: layer.outgoing for index, layer in self.layers.items()}
 
     def _data(
         self, generation: Generation, ids: Sequence[int], micro_batches: Sequence[int]
@@ -132,4 +134,5 @@ class Trainer:
             nothing = torch.empty(0)
             return [(nothing, nothing)] * len(micro_batches)
         size = self._training.micro_batch
-        return [self._corpus.batch(ids[k * size : (k + 1) * size]) for k in micro_batches]
+        batches = [self._corpus.batch(ids[k * size : (k + 1) * size]) for k in micro_batches]
+        return [(inputs.to(self._device), targets.to(self._device)) for inputs, targets in batches]

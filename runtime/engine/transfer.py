@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from runtime.control import wire
+from runtime.engine.state import bytes_of
 
 # How long a source may lag behind the commit that its receiver has already seen.
 _SOURCE_LAG_S = 10.0
@@ -36,11 +37,11 @@ class StateServer:
         self.token = b"\0" * wire.TOKEN_BYTES
         self._changed = threading.Condition()
         self._step = -1
-        self._layers: Mapping[int, memoryview] = {}
+        self._layers: Mapping[int, Callable[[], memoryview]] = {}
         self._point = point
         threading.Thread(target=self._accept, name="state-server", daemon=True).start()
 
-    def publish(self, step: int, layers: Mapping[int, memoryview]) -> None:
+    def publish(self, step: int, layers: Mapping[int, Callable[[], memoryview]]) -> None:
         """From now on these layers, which stand before `step`, can be fetched."""
         with self._changed:
             self._step, self._layers = step, layers
@@ -61,10 +62,11 @@ class StateServer:
             while (request := wire.receive_request(sock, self.token)) is not None:
                 with self._changed:
                     self._changed.wait_for(lambda: self._step >= request.step, timeout=_SOURCE_LAG_S)
-                    view = self._layers.get(request.layer) if self._step == request.step else None
-                if view is None:
+                    source = self._layers.get(request.layer) if self._step == request.step else None
+                if source is None:
                     wire.send_size(sock, 0)
                     continue
+                view = source()
                 wire.send_size(sock, len(view))
                 half = len(view) // 2
                 sock.sendall(view[:half])
@@ -141,7 +143,7 @@ class BackupPusher:
             try:
                 if sock is None:
                     sock = wire.connect(self._backup.host, self._backup.port, _SOURCE_LAG_S)
-                wire.put(sock, layer, step, memoryview(copy.numpy()).cast("B"), self._token)
+                wire.put(sock, layer, step, bytes_of(copy), self._token)
             except OSError:
                 # This step's copy stays incomplete on the backup, which then offers an older one.
                 if sock is not None:

@@ -179,7 +179,7 @@ class Worker:
             self._prepared = {n: g for n, g in self._prepared.items() if n > until}
             if self._current is not None and self._current.number <= until:
                 # Not buried yet: a commit decided before the abort may still wait in the inbox.
-                self._current.waiter.abandon()
+                self._current.abandon()
         for generation in dead:
             self._graveyard.bury(generation)
 
@@ -229,7 +229,7 @@ class Worker:
         fetch_s = time.monotonic() - began
         generation.waiter.check()
         trainer.enter(generation, message.step, arrived)
-        self._server.publish(trainer.step, trainer.views())
+        self._server.publish(trainer.step, trainer.sources())
         self._compute(generation, moved, fetch_s)
 
     def _fetch(self, generation: Generation, message: messages.Switch) -> tuple[dict[int, LayerState], int]:
@@ -247,9 +247,11 @@ class Worker:
                 wanted.append((layer, Address(source[0], source[1])))
         if not wanted:
             return arrived, 0
-        views = {layer: state.view() for layer, state in arrived.items()}
+        views = {layer: arrived[layer].incoming() for layer, _ in wanted}
         token = self._server.token
         moved = generation.waiter.call(lambda: fetch_layers(message.step, wanted, views, token, self._point))
+        for layer, _ in wanted:
+            arrived[layer].arrived()
         return arrived, moved
 
     def _compute(self, generation: Generation, moved: int = 0, fetch_s: float = 0.0) -> None:
@@ -270,7 +272,7 @@ class Worker:
         self._point("commit")
         self._server.withdraw()
         trainer.apply(generation, message.scale)
-        self._server.publish(trainer.step, trainer.views())
+        self._server.publish(trainer.step, trainer.sources())
         if message.push and self._pusher is not None and generation.pipeline == 0:
             for index in generation.layers:
                 self._pusher.push(index, trainer.step, trainer.layers[index].buffer)

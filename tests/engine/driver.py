@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -78,7 +79,7 @@ class WorkerHandle:
         self.process.join(DEADLINE_S)
 
     def _read(self) -> None:
-        with self._ours.makefile("rb") as lines:
+        with contextlib.suppress(ConnectionResetError), self._ours.makefile("rb") as lines:
             for line in lines:
                 self.inbox.put(messages.decode(json.loads(line)))
         self.inbox.put(None)

@@ -1,0 +1,50 @@
+"""The digest of the final weights, layer by layer, from whoever still holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from hashlib import sha256
+
+from runtime.control.backup import Backup
+
+
+class ReplicasDifferError(Exception):
+    """Two holders of a layer have different weights: a bug, since replicas are equal after every step."""
+
+
+class FinalDigests:
+    """Collects SHA-256 digests of all `layers` layers."""
+
+    def __init__(self, layers: int) -> None:
+        self._layers = layers
+        self._known: dict[int, str] = {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether every layer is known."""
+        return len(self._known) == self._layers
+
+    @property
+    def missing(self) -> set[int]:
+        """The layers that nobody has reported."""
+        return set(range(self._layers)) - set(self._known)
+
+    def report(self, pairs: Iterable[list[object]]) -> None:
+        """Take what a worker says: [layer, digest] pairs.
+
+        Raises:
+            ReplicasDifferError: another worker said otherwise.
+        """
+        for layer, digest in pairs:
+            assert isinstance(layer, int)
+            if self._known.setdefault(layer, str(digest)) != digest:
+                raise ReplicasDifferError(f"two replicas of layer {layer} differ: a bug in Parcae")
+
+    def take_from(self, backup: Backup, step: int) -> None:
+        """Take all of it from the backup's copy of `step`, which must be whole."""
+        for layer in range(self._layers):
+            self._known[layer] = backup.weights_digest(step, layer)
+
+    def weights(self) -> str:
+        """SHA-256 over the layers' digests in order, hexadecimal."""
+        return sha256("".join(self._known[layer] for layer in range(self._layers)).encode()).hexdigest()

@@ -1,0 +1,86 @@
+"""Who is here: the workers that have joined, the nodes that are still booting, and the cloud's notices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cloud.types import Instance, InstanceState
+from runtime.control.messages import Hello
+
+
+@dataclass
+class Worker:
+    """A connected worker; `ready` once it has the model and the text."""
+
+    hello: Hello
+    ready: bool = False
+
+
+class Roster:
+    """The nodes of a job, as the coordinator knows them. Deadlines are on its clock, in seconds."""
+
+    def __init__(self) -> None:
+        self.workers: dict[str, Worker] = {}
+        self.notices: dict[str, float] = {}
+        self._booting: set[str] = set()
+        self._seen: set[str] = set()
+        self._lost: list[str] = []
+        self._joined: list[str] = []
+
+    def __contains__(self, node: str) -> bool:
+        return node in self.workers
+
+    @property
+    def ready(self) -> set[str]:
+        """The nodes that can be given a position."""
+        return {node for node, worker in self.workers.items() if worker.ready}
+
+    @property
+    def booting(self) -> bool:
+        """Whether an instance has been rented whose worker is not ready yet."""
+        return bool(self._booting)
+
+    def instance(self, instance: Instance) -> None:
+        """An instance changed its state."""
+        if instance.state is InstanceState.TERMINATED:
+            self._booting.discard(instance.name)
+        elif instance.name not in self.workers:
+            self._booting.add(instance.name)
+
+    def join(self, node: str, hello: Hello) -> bool:
+        """A worker connected; whether it is the node's first."""
+        self.workers[node] = Worker(hello)
+        first = node not in self._seen
+        self._seen.add(node)
+        return first
+
+    def make_ready(self, node: str) -> None:
+        """A worker has loaded the model and the text."""
+        self.workers[node].ready = True
+        self._booting.discard(node)
+        self._joined.append(node)
+
+    def lose(self, node: str) -> bool:
+        """A worker is gone; whether it was ready."""
+        worker = self.workers.pop(node, None)
+        if worker is None or not worker.ready:
+            return False
+        self._lost.append(node)
+        return True
+
+    def is_ready(self, node: str) -> bool:
+        """Whether the node can be given a position."""
+        return node in self.workers and self.workers[node].ready
+
+    def spared(self, late_s: float) -> list[str]:
+        """Forget notices whose deadline lies before `late_s`, and name those nodes that are still here."""
+        over = [node for node, deadline_s in self.notices.items() if deadline_s < late_s]
+        for node in over:
+            del self.notices[node]
+        return [node for node in over if self.is_ready(node)]
+
+    def changes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The nodes lost and joined since this was last asked."""
+        changed = tuple(self._lost), tuple(self._joined)
+        self._lost, self._joined = [], []
+        return changed

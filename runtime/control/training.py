@@ -1,0 +1,105 @@
+"""What a coordinator is told to train, and how fast training goes."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from runtime.control.messages import Configure
+from runtime.planning.model import ModelSpec
+
+# A step without all votes by then is abandoned, though nobody is known to have died.
+STEP_TIMEOUT_S = 60.0
+_RECENT_STEPS = 30
+
+
+class TrainingError(Exception):
+    """The job cannot go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What to train, and how the job is run. `interval_s` is in wall seconds."""
+
+    model: ModelSpec
+    model_template: dict[str, Any]
+    steps: int
+    seed: int
+    corpus: list[str]
+    token: bytes
+    interval_s: float
+    backup_every: int
+    exact: bool = True
+    faults: list[dict[str, Any]] = field(default_factory=list)
+
+    def configure(self, node: str, backup: tuple[str, int], faults: list[dict[str, Any]]) -> Configure:
+        """What a new worker is told about the job."""
+        return Configure(
+            node=node,
+            model=self.model_template,
+            seed=self.seed,
+            corpus=self.corpus,
+            token=self.token.hex(),
+            backup=list(backup),
+            exact=self.exact,
+            faults=faults,
+        )
+
+
+class Pace:
+    """When steps were committed, and how long an ordinary one takes. Seconds on one clock."""
+
+    def __init__(self) -> None:
+        self._last_s: float | None = None
+        self._ordinary: deque[float] = deque(maxlen=_RECENT_STEPS)
+
+    @property
+    def ordinary_s(self) -> float:
+        """The median of recent steps without a migration; 0 before the first."""
+        return statistics.median(self._ordinary) if self._ordinary else 0.0
+
+    @property
+    def timeout_s(self) -> float:
+        """After how long a step that nobody has finished is stuck."""
+        return max(STEP_TIMEOUT_S, 50 * self.ordinary_s)
+
+    def commit(self, now_s: float, fresh: bool) -> float:
+        """A step was committed, `fresh` if a generation's first. Returns its time less an ordinary step's."""
+        step_s = now_s - self._last_s if self._last_s is not None else 0.0
+        pause_s = max(0.0, step_s - self.ordinary_s)
+        if not fresh and self._last_s is not None:
+            self._ordinary.append(step_s)
+        self._last_s = now_s
+        return pause_s
+
+
+class PushSchedule:
+    """When replicas send a copy of their state to the backup: every `every` steps, one copy at a time."""
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+        self._sent: int | None = None
+
+    def due(self, steps: int, arrived: int | None) -> bool:
+        """Whether to send the state after `steps` steps; `arrived` is the newest whole copy.
+
+        While the last copy is on its way the next is skipped, which bounds memory and traffic; one that has
+        not arrived for five periods is given up (its sender died).
+        """
+        if steps % self._every:
+            return False
+        on_its_way = self._sent is not None and (arrived is None or arrived < self._sent)
+        if on_its_way and steps - (self._sent or 0) <= 5 * self._every:
+            return False
+        self._sent = steps
+        return True
+
+    def reset(self, step: int) -> None:
+        """The job went back to `step`, whose copy is whole."""
+        self._sent = step or None
+
+
+NEVER_S = math.inf

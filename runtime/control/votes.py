@@ -1,0 +1,57 @@
+"""The votes of one step: when all are in the step is decided, and they say what was trained."""
+
+from __future__ import annotations
+
+import math
+
+from runtime.control.messages import Vote
+
+
+class CoverageError(Exception):
+    """The votes do not add up to the whole mini-batch, once: a bug, since the weights would be wrong."""
+
+
+class Ballot:
+    """The votes for (generation, step) of as many workers as there are positions."""
+
+    def __init__(self, generation: int, step: int, positions: int) -> None:
+        self.generation, self.step = generation, step
+        self._positions = positions
+        self._votes: dict[str, Vote] = {}
+
+    def cast(self, node: str, vote: Vote) -> bool:
+        """Count a vote, unless it is for another step; whether all are in now."""
+        if (vote.generation, vote.step) != (self.generation, self.step):
+            return False
+        self._votes[node] = vote
+        return len(self._votes) == self._positions
+
+    def check_coverage(self, micro_batches: int) -> None:
+        """What the last stages report must be every micro-batch, once: the ledger counts on it.
+
+        Raises:
+            CoverageError: it is not.
+        """
+        done = sorted(micro_batch for vote in self._votes.values() for micro_batch, _ in vote.losses)
+        if done != list(range(micro_batches)):
+            raise CoverageError(f"step {self.step}: micro-batches {done} were trained: a bug in Parcae")
+
+    @property
+    def loss(self) -> float:
+        """Mean over micro-batches, summed exactly, so that it does not depend on who reported what."""
+        losses = [loss for vote in self._votes.values() for _, loss in vote.losses]
+        return math.fsum(losses) / len(losses)
+
+    def clip_scale(self, clip_norm: float) -> float:
+        """The factor that brings the norm of the whole gradient down to `clip_norm`; 1 if it is below.
+
+        `clip_norm` 0 means no clipping.
+        """
+        squares = (square for vote in self._votes.values() for _, square in vote.square_norms)
+        norm = math.sqrt(math.fsum(squares))
+        return clip_norm / norm if 0 < clip_norm < norm else 1.0
+
+    @property
+    def fetched_bytes(self) -> int:
+        """State that the voters loaded from others before this step."""
+        return sum(vote.fetched_bytes for vote in self._votes.values())

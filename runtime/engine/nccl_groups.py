@@ -1,0 +1,96 @@
+"""Groups over NCCL, for GPUs. Written from its documentation and not yet run on one (see README, Limits).
+
+Each direction of the pipeline has a communicator of its own: on a single one, the unbatched sends and
+receives of 1F1B would wait for each other. A Work's own wait only orders streams, so ours waits for the
+device, in the generation's thread. `abort` frees a communicator whose peer has died; nothing of it is used
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+from runtime.engine.groups import GROUP_TIMEOUT, store_client
+
+
+class _DeviceWork:
+    """Waits until the device has done what was queued, not only until the stream knows of it."""
+
+    def __init__(self, work: Any, device: torch.device) -> None:
+        self._work, self._device = work, device
+
+    def wait(self) -> None:
+        """Block the calling thread."""
+        torch.cuda.set_device(self._device)
+        self._work.wait()
+        torch.cuda.current_stream(self._device).synchronize()
+
+
+class NcclGroups:
+    """The same interface as `GlooGroups`, on one CUDA device."""
+
+    def __init__(
+        self,
+        generation: int,
+        device: torch.device,
+        store: tuple[str, int],
+        pipelines: int,
+        stages: int,
+        position: tuple[int, int],
+    ) -> None:
+        """Joins the generation's groups; blocks until every member has.
+
+        Raises:
+            RuntimeError: a member did not come within the timeout.
+        """
+        pipeline, self._stage = position
+        self._device = device
+        torch.cuda.set_device(device)
+        client = store_client(store)
+
+        def group(name: str, rank: int, size: int) -> Any | None:
+            if size == 1:
+                return None
+            options = dist.ProcessGroupNCCL.Options()
+            options._timeout = GROUP_TIMEOUT
+            prefixed = PrefixStore(f"{generation}/{name}", client)
+            made = dist.ProcessGroupNCCL(prefixed, rank, size, options)
+            # Communicators are made at their first use; that must not fall into a step.
+            made.eager_connect_single_device(device)
+            return made
+
+        self._down = group(f"pipeline{pipeline}/down", self._stage, stages)
+        self._up = group(f"pipeline{pipeline}/up", self._stage, stages)
+        self._replicas = group(f"stage{self._stage}", pipeline, pipelines)
+
+    def send_activation(self, tensor: torch.Tensor, micro_batch: int) -> Any:
+        return self._work(self._down, lambda group: group.send([tensor], self._stage + 1, 0))
+
+    def receive_activation(self, tensor: torch.Tensor, micro_batch: int) -> Any:
+        return self._work(self._down, lambda group: group.recv([tensor], self._stage - 1, 0))
+
+    def send_gradient(self, tensor: torch.Tensor, micro_batch: int) -> Any:
+        return self._work(self._up, lambda group: group.send([tensor], self._stage - 1, 0))
+
+    def receive_gradient(self, tensor: torch.Tensor, micro_batch: int) -> Any:
+        return self._work(self._up, lambda group: group.recv([tensor], self._stage + 1, 0))
+
+    def reduce(self, tensor: torch.Tensor) -> Any | None:
+        if self._replicas is None:
+            return None
+        return self._work(self._replicas, lambda group: group.allreduce([tensor]))
+
+    def abort(self) -> None:
+        """Free the communicators though a peer is gone; calls that wait in them fail."""
+        for group in (self._down, self._up, self._replicas):
+            if group is not None:
+                group.abort()
+
+    def _work(self, group: Any | None, start: Callable[[Any], Any]) -> _DeviceWork:
+        assert group is not None
+        return _DeviceWork(start(group), self._device)
