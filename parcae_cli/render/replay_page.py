@@ -24,13 +24,16 @@ STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1e272e;max-width:980px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem;margin-bottom:.2rem}h2{font-size:1.1rem;margin-top:2.2rem}.sub{color:#636e72;margin-top:0}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-td,th{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #eceff1}td:first-child,th:first-child{text-align:left}
+td,th{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #eceff1}
+td:first-child,th:first-child{text-align:left}
 tr.best{font-weight:600;color:#0b6e4f}svg{width:100%;height:auto}
 .bar{display:flex;height:1.15rem;border-radius:3px;overflow:hidden;background:#f5f6f7}.bar i{display:block}
 .row{display:grid;grid-template-columns:9rem 1fr 5rem;gap:.8rem;align-items:center;margin:.3rem 0}
-.key{display:flex;gap:1.2rem;flex-wrap:wrap;color:#636e72;font-size:.85rem}.key i{display:inline-block;width:.8rem;
+.key{display:flex;gap:1.2rem;flex-wrap:wrap;color:#636e72;font-size:.85rem}
+.key i{display:inline-block;width:.8rem;
 height:.8rem;border-radius:2px;margin-right:.35rem;vertical-align:-1px}
-details summary{cursor:pointer;color:#0b6e4f;margin:.6rem 0}.log{max-height:28rem;overflow:auto;font-size:.88rem}
+details summary{cursor:pointer;color:#0b6e4f;margin:.6rem 0}
+.log{max-height:28rem;overflow:auto;font-size:.88rem}
 .log td{text-align:left;vertical-align:top}.log td:first-child{white-space:nowrap;color:#636e72}
 @media(prefers-color-scheme:dark){body{background:#fff}}
 """
@@ -47,8 +50,8 @@ def page(result: ReplayResult) -> str:
     title = f"{result.model} on {Path(result.trace_name).name}"
     sub = (
         f"{figures.hours:.1f} h, {figures.mean_available:.1f} instances on average (at most "
-        f"{figures.max_available}), {figures.preempted} taken, {figures.allocated} given; costs: {result.costs}, "
-        f"plans every {result.interval_s:g} s, forecaster: {result.forecaster}"
+        f"{figures.max_available}), {figures.preempted} taken, {figures.allocated} given; "
+        f"costs: {result.costs}, plans every {result.interval_s:g} s, forecaster: {result.forecaster}"
     )
     picture = StringIO()
     figure_of(result).savefig(picture, format="svg")
@@ -101,7 +104,8 @@ def _hours(result: ReplayResult) -> str:
             for name, colour in CATEGORY_COLOURS.items()
         )
         rows.append(
-            f"<div class=row><span>{escape(policy.name)}</span><div class=bar>{bars}</div><span>{held:.1f} h</span></div>"
+            f"<div class=row><span>{escape(policy.name)}</span><div class=bar>{bars}</div>"
+            f"<span>{held:.1f} h</span></div>"
         )
     return "".join(rows)
 
