@@ -206,7 +206,7 @@ class _Story:
 def test_any_story_keeps_plans_whole_and_training_never_forgotten(
     policy: str, events: list[tuple[int, int]]
 ) -> None:
-    """Plans are always whole (checked by the job), and a job that could train is never left standing still."""
+    """Plans are whole (the job checks), and a job that could train never stands still without one."""
     settings_: ControllerConfig = config(policy=policy, nodes=10)
     job = Job(settings_, prompt=False)
     story = _Story(job)

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.planning.errors import InputError
+from runtime.planning.forecast import QUIET, Hazard, LastValue, Oracle, Turn, path_forecast
+from runtime.planning.forecasters import FORECASTERS, forecaster_named
+from runtime.planning.programme import Programme, Step, steps_of
+from tests.planning.fixtures import tables
+
+
+def _programme(model: str = "gpt3-6b", costs: str = "artifact", nodes: int = 32) -> Programme:
+    profile, cost_model = tables(model, costs, nodes)
+    return Programme(profile, cost_model, profile.feasible(nodes), nodes)
+
+
+def test_quiet_steps_are_worth_their_time() -> None:
+    """When nothing happens the best layout is worth its rate times the time, less nothing."""
+    programme = _programme()
+    best = int(np.argmax(programme.rate))
+    value = programme.values([Step(QUIET, 600.0)], 32)
+    assert value[best] == pytest.approx(programme.rate[best] * 600)
+    assert (value <= value[best] + 1e-9).all()
+
+
+def test_the_value_is_the_best_plan_of_all_when_losses_are_sure() -> None:
+    """With gains only, nothing is left to chance: the programme finds what trying every sequence finds."""
+    programme = _programme()
+    profile, _ = tables("gpt3-6b", "artifact", 32)
+    steps = [Step((Turn(0, gain, 1.0),), 60.0) for gain in (6, 0, 4)]
+    counts = (22, 22, 26)
+    start = programme.layouts[0]
+    best = -np.inf
+    for path in product(programme.layouts, repeat=3):
+        total, before = 0.0, start
+        for layout, count in zip(path, counts, strict=True):
+            if layout.positions > count:
+                break
+            total += profile.samples_per_s(layout) * (60 - programme.cost(before, layout, 0).total_s)
+            before = layout
+        else:
+            best = max(best, total)
+    assert programme.values(steps, 16)[0] == pytest.approx(best)
+
+
+@given(st.integers(12, 31), st.integers(0, 4), st.integers(0, 4))
+@settings(max_examples=40, deadline=None)
+def test_a_plan_with_more_nodes_is_never_worse(nodes: int, losses: int, gains: int) -> None:
+    """One more instance, the same losses and gains: no layout is worth less."""
+    programme = _programme()
+    steps = [Step((Turn(losses, 0, 0.3), Turn(0, gains, 0.3), Turn(0, 0, 0.4)), 60.0)] * 3
+    fewer, more = programme.values(steps, nodes), programme.values(steps, nodes + 1)
+    fits = np.array([layout.positions <= nodes for layout in programme.layouts])
+    assert (more[fits] >= fewer[fits] - 1e-6).all()
+
+
+@given(st.integers(14, 32), st.integers(0, 5))
+@settings(max_examples=40, deadline=None)
+def test_more_losses_are_never_worth_more(nodes: int, losses: int) -> None:
+    """Whatever runs, one more loss ahead does not raise its value."""
+    programme = _programme()
+    few = programme.values([Step((Turn(losses, 0, 1.0),), 60.0)], nodes)
+    more = programme.values([Step((Turn(losses + 1, 0, 1.0),), 60.0)], nodes)
+    fits = np.array([layout.positions <= nodes for layout in programme.layouts])
+    assert (more[fits] <= few[fits] + 1e-6).all()
+
+
+def test_staying_costs_nothing() -> None:
+    """No loss and no change of layout: nothing to pay."""
+    programme = _programme("bert-large")
+    for layout in programme.layouts:
+        assert programme.cost(layout, layout, 0).total_s == 0
+
+
+def test_merging_intervals_keeps_their_time_and_chances() -> None:
+    """Alike intervals become fewer and longer steps, as long in all, and a merged step is a distribution."""
+    turns = (Turn(0, 0, 0.9), Turn(1, 0, 0.06), Turn(0, 1, 0.04))
+    steps = steps_of([turns] * 11, 60.0)
+    assert len(steps) < 7 and sum(step.span_s for step in steps) == pytest.approx(660)
+    for step in steps:
+        assert sum(turn.probability for turn in step.turns) == pytest.approx(1)
+    path = path_forecast(5, [5, 5, 3, 3, 4]).turns
+    assert [step.span_s for step in steps_of(path, 60.0)] == [120.0, 120.0, 60.0]
+
+
+histories = st.lists(st.integers(0, 40), min_size=1, max_size=60)
+
+
+@pytest.mark.parametrize("name", sorted(FORECASTERS))
+@given(history=histories, horizon=st.integers(1, 14))
+@settings(max_examples=15, deadline=None)
+def test_every_forecast_is_a_distribution(name: str, history: list[int], horizon: int) -> None:
+    """As many intervals as asked for, chances that sum to one, nothing negative."""
+    forecast = forecaster_named(name).forecast(history, horizon, 0.0)
+    assert len(forecast.turns) == len(forecast.mean) == horizon
+    for turns in forecast.turns:
+        assert sum(turn.probability for turn in turns) == pytest.approx(1)
+        assert all(turn.probability >= 0 and turn.losses >= 0 and turn.gains >= 0 for turn in turns)
+    assert min(forecast.mean) >= 0
+
+
+def test_the_papers_forecaster_keeps_to_its_guards() -> None:
+    """A steep fall is not drawn out for ever: at most three from the first interval's forecast."""
+    mean = forecaster_named("arima").forecast([32, 30, 27, 23, 18, 14], 12, 0.0).mean
+    assert max(mean) - min(mean) <= 6 and min(mean) >= 0
+    assert forecaster_named("arima").forecast([7] * 12, 3, 0.0).mean == (7, 7, 7)
+
+
+def test_the_oracle_tells_the_truth() -> None:
+    """From the interval after now, and the last for ever."""
+    oracle = Oracle((4, 5, 6, 2), 60.0)
+    assert oracle.forecast([5], 4, 60.0).mean == (6, 2, 2, 2)
+    assert oracle.forecast([5], 1, 60.0).turns == ((Turn(0, 1, 1.0),),)
+
+
+def test_last_value_and_hazard_by_hand() -> None:
+    """Nothing happens; or what happened lately happens again."""
+    assert LastValue().forecast([3, 9], 2, 0.0).mean == (9, 9)
+    calm, rough = Hazard().turns([9] * 300), Hazard().turns([9, 8, 9, 7] * 75)
+    assert calm[0].probability > rough[0].probability
+
+
+def test_an_unknown_forecaster_is_refused_with_those_there_are() -> None:
+    """By name."""
+    with pytest.raises(InputError, match="no forecaster 'crystal'; there are"):
+        forecaster_named("crystal")
