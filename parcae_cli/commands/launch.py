@@ -178,7 +178,7 @@ def check_model(model: str) -> None:
 def check_forecaster(name: str | None) -> None:
     """Refuse a forecaster that there is not."""
     if name is not None:
-        from runtime.planning.forecast import forecaster_named
+        from runtime.planning.forecasters import forecaster_named
 
         forecaster_named(name)
 

@@ -37,6 +37,7 @@ from runtime.control.generations import (
     switch_messages,
 )
 from runtime.control.job import MigrationRecord
+from runtime.control.journal import JobState
 from runtime.control.recorder import Recorder
 from runtime.control.roster import Roster
 from runtime.control.training import NEVER_S, Pace, PushSchedule, Training, TrainingError
@@ -75,9 +76,10 @@ class FleetPort(Protocol):
 
 
 @dataclass(frozen=True)
-class _StopRequested:
-    """The user or the system wants the job to end now, for this reason."""
+class StopRequest:
+    """The job is to end now, in this state and for this reason."""
 
+    state: JobState
     why: str
 
 
@@ -114,7 +116,7 @@ class Coordinator:
         self._pace = Pace()
         self._pushes = PushSchedule(training.backup_every)
         self.ledger = Ledger(training.model.training.mini_batch)
-        self.stopped: str | None = None
+        self.stopped: StopRequest | None = None
 
     # ---- the loop --------------------------------------------------------------------------------------
 
@@ -135,11 +137,13 @@ class Coordinator:
             self._check_deadline()
             self._decide()
             self._recorder.refresh()
+            if why := self._recorder.budget_spent():
+                self.request_stop(StopRequest(JobState.FAILED, why))
         return None if self.stopped is not None else self._digests.weights()
 
-    def request_stop(self, why: str = "") -> None:
+    def request_stop(self, request: StopRequest) -> None:
         """End the job as soon as the loop turns; safe to call from a signal handler of the loop."""
-        self._fleet.events.put_nowait(_StopRequested(why))  # type: ignore[arg-type]
+        self._fleet.events.put_nowait(request)  # type: ignore[arg-type]
 
     async def _batch(self, timeout_s: float) -> Sequence[object]:
         """The next events: what happened at one instant is handled, and planned for, together."""
@@ -173,8 +177,8 @@ class Coordinator:
                 self._roster.instance(instance)
             case RentFailed(why=why) | WorkerFailed(why=why):
                 self._recorder.event("trouble", why)
-            case _StopRequested(why):
-                self.stopped = why
+            case StopRequest():
+                self.stopped = event
                 self._phase = Phase.ENDED
 
     def _obey(self, node: str, message: messages.Message) -> None:

@@ -13,7 +13,7 @@ from cloud.local.schedule import Schedule
 from cloud.provider import MaybeStillRunningError
 from cloud.types import Pool
 from runtime.control.backup import Backup
-from runtime.control.coordinator import Coordinator
+from runtime.control.coordinator import Coordinator, StopRequest
 from runtime.control.fleet import Fleet
 from runtime.control.job import JobResult, LaunchRequest
 from runtime.control.journal import JobState, Journal
@@ -22,7 +22,7 @@ from runtime.control.training import Training, TrainingError
 from runtime.control.wire import TOKEN_BYTES
 from runtime.planning.controller import ControllerConfig
 from runtime.planning.costs import measured_costs
-from runtime.planning.forecast import LastValue
+from runtime.planning.forecasters import forecaster_named
 from runtime.planning.model import ModelSpec, parse_model
 from runtime.planning.profile import estimated_profile
 from runtime.planning.trace_formats import parse_trace
@@ -101,8 +101,9 @@ class _Job:
             self._training(), self._controller(), fleet, backup, self._recorder, self._provider.start_clock
         )
         loop = asyncio.get_running_loop()
+        interruption = StopRequest(JobState.INTERRUPTED, "interrupted by the user")
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, coordinator.request_stop, "interrupted")
+            loop.add_signal_handler(number, coordinator.request_stop, interruption)
         state, why, digest = JobState.INTERRUPTED, "", None
         try:
             await fleet.start()
@@ -110,7 +111,10 @@ class _Job:
             if not any(event.time_s <= 0 for event in self._schedule.events):
                 self._provider.start_clock()
             digest = await coordinator.run()
-            state = JobState.INTERRUPTED if digest is None else JobState.DONE
+            if coordinator.stopped is None:
+                state = JobState.DONE
+            else:
+                state, why = coordinator.stopped.state, coordinator.stopped.why
         except TrainingError as error:
             state, why = JobState.FAILED, str(error)
             self._recorder.event("failed", "the job ended", why)
@@ -149,7 +153,7 @@ class _Job:
             profile=estimated_profile(self._spec, request.nodes),
             costs=measured_costs(request.cost_table, "measured.json", self._spec.device.link_bytes_per_s),
             policy=request.policy,
-            forecaster=LastValue(),
+            forecaster=forecaster_named(request.forecaster or "default"),
             interval_s=request.interval_s / request.speed,
             lookahead=request.lookahead,
             history=request.history,

@@ -16,6 +16,7 @@ from runtime.planning.types import MigrationPlan, Position
 
 _REFRESH_S = 0.25
 _RATE_WINDOW_S = 10.0
+_STOPPING_S = 3.0
 
 
 class Bill:
@@ -199,6 +200,20 @@ class Recorder:
     def wall_s(self) -> float:
         """Seconds since the job began, or that it took."""
         return time.time() - self._began_s if self._wall_s is None else self._wall_s
+
+    def budget_spent(self) -> str:
+        """Why the budget does not allow to go on; empty while it does.
+
+        The end comes a few seconds' cost early, since giving the fleet back takes that long.
+        """
+        budget_usd = self._request.budget_usd
+        if budget_usd is None:
+            return ""
+        spent_usd, _ = self._bill.spent_now()
+        reserve_usd = self._bill.per_hour() * self._request.speed * _STOPPING_S / 3600
+        if spent_usd + reserve_usd < budget_usd:
+            return ""
+        return f"the budget is used up: {spent_usd:.2f} of {budget_usd:.2f} USD are spent"
 
     def refresh(self, force: bool = False) -> None:
         """Write the snapshot, a few times a second at most."""
