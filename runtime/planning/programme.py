@@ -99,6 +99,8 @@ class Programme:
 
     def _before(self, step: Step, counts: tuple[int, int], after: tuple[int, int], value: Vector) -> Vector:
         """One step back: rows are availability (from `counts` or `after`), columns layouts."""
+        if not self.layouts:
+            return np.zeros((counts[1] - counts[0] + 1, 0))
         before = np.arange(counts[0], counts[1] + 1)
         fits = np.arange(after[0], after[1] + 1)[:, None] >= self._needs
         worth = np.where(fits, value, -np.inf)
