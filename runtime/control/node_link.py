@@ -79,6 +79,7 @@ class NodeLink:
         self._link = Link()
         self._agent_id = ""
         self._socket_path = ""
+        self._over = False
         self._greeted = False
         self._greeting = asyncio.Event()
         self._buffer = bytearray()
@@ -138,6 +139,7 @@ class NodeLink:
     def gone(self, why: str) -> None:
         """The instance has ended: nothing more will come."""
         self._lose(why)
+        self._over = True
         if self._connection is not None:
             self._connection.abort()
 
@@ -238,6 +240,7 @@ class NodeLink:
             self._channel.on_data = lambda data: None
             self._channel.close()
         self._channel = None
+        self._over = False
         self._greeted = False
         self._greeting.clear()
         self._outbox.clear()
@@ -245,6 +248,8 @@ class NodeLink:
     # --- lines
 
     def _receive(self, data: bytes) -> None:
+        if self._over:
+            return
         self._heard_s = time.monotonic()
         self._buffer += data
         try:

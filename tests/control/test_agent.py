@@ -1,0 +1,173 @@
+"""The agent by itself: its lease, its controllers, its language."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloud.processes import Register, start_ticks
+from runtime.control.link import Link
+from tests.control.fleets import STUB, wait_for
+
+
+class Controller:
+    """A controller on the agent's own socket, without SSH."""
+
+    def __init__(self, path: str, name: str, link: Link | None = None) -> None:
+        self.link = link or Link()
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(10.0)
+        self._socket.connect(path)
+        self._lines = self._socket.makefile("rb")
+        self.write(json.dumps({"controller": name, "agent": "", "have": self.link.received}).encode() + b"\n")
+        self.greeting = json.loads(self._lines.readline())
+        self.write(self.link.unseen(self.greeting["have"]))
+
+    def write(self, data: bytes) -> None:
+        """Raw bytes."""
+        self._socket.sendall(data)
+
+    def send(self, kind: bytes, message: dict[str, Any]) -> None:
+        """One numbered line."""
+        self.write(self.link.frame(kind, json.dumps(message).encode()))
+
+    def next(self) -> tuple[bytes, dict[str, Any]]:
+        """The next line that is not a heartbeat."""
+        while line := self._lines.readline():
+            if (frame := self.link.accept(line.rstrip(b"\n"))) is not None:
+                return frame[0], json.loads(frame[1])
+        raise EOFError
+
+    def cut(self) -> None:
+        """Close without a word."""
+        self._lines.close()
+        self._socket.close()
+
+
+def start(folder: Path, lease_s: float) -> dict[str, Any]:
+    """Start an agent in `folder`; what it says about itself."""
+    command = [sys.executable, "-P", "-m", "parcae_cli.agent", "--daemon", "--lease-s", str(lease_s)]
+    done = subprocess.run(
+        [*command, "--mute-s", "0.6"],
+        cwd=folder,
+        env={**os.environ, **STUB},
+        capture_output=True,
+        text=True,
+        timeout=15,
+    )
+    assert done.returncode == 0, done.stderr
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A work folder whose processes are ended afterwards."""
+    yield tmp_path
+    Register(tmp_path / "pgids").kill()
+
+
+def test_the_lease_is_renewed_by_hearing_and_runs_out_in_silence(folder: Path) -> None:
+    """An agent that hears its controller stays; in silence it ends its worker and leaves."""
+    agent = start(folder, 0.8)
+    controller = Controller(agent["socket"], "one")
+    kind, hello = controller.next()
+    assert kind == b"h1"
+    for _ in range(6):
+        time.sleep(0.2)
+        controller.write(controller.link.beat())
+    assert start_ticks(agent["pid"]) is not None
+    wait_for(lambda: start_ticks(agent["pid"]) is None, 2.0, "the agent's leave")
+    wait_for(lambda: start_ticks(hello["pid"]) is None, 2.0, "the worker's end")
+    assert not Path(agent["socket"]).exists()
+
+
+def test_another_controller_gets_a_fresh_worker(folder: Path) -> None:
+    """The same controller finds everything as it was; another one starts from nothing."""
+    agent = start(folder, 20.0)
+    first = Controller(agent["socket"], "one")
+    _, hello = first.next()
+    first.cut()
+    again = Controller(agent["socket"], "one", first.link)
+    again.send(b"w1", {"t": "echo", "n": 1})
+    assert again.next() == (b"w1", {"t": "echo", "n": 1})
+    other = Controller(agent["socket"], "two")
+    kind, fresh = other.next()
+    assert kind == b"h2"
+    assert fresh["pid"] != hello["pid"]
+    wait_for(lambda: start_ticks(hello["pid"]) is None, 2.0, "the old worker's end")
+    other.send(b"w1", {"t": "echo", "n": 2})  # for an incarnation that is no more
+    other.send(b"w2", {"t": "echo", "n": 3})
+    assert other.next() == (b"w2", {"t": "echo", "n": 3})
+    with pytest.raises((EOFError, OSError)):
+        again.next()
+
+
+def test_nonsense_ends_the_connection_and_nothing_else(folder: Path) -> None:
+    """Who does not speak the language is dropped; the agent and its worker go on."""
+    agent = start(folder, 20.0)
+    first = Controller(agent["socket"], "one")
+    _, hello = first.next()
+    for nonsense in (b"hello\n", b"[1]\n", b"{}\n"):
+        stranger = socket.socket(socket.AF_UNIX)
+        stranger.settimeout(5.0)
+        stranger.connect(agent["socket"])
+        stranger.sendall(nonsense)
+        assert stranger.recv(100) == b""
+        stranger.close()
+    again = Controller(agent["socket"], "one", first.link)
+    again.write(b"9999 0 w1 {}\n")
+    with pytest.raises(EOFError):
+        again.next()
+    last = Controller(agent["socket"], "one", first.link)
+    last.send(b"w1", {"t": "echo"})
+    assert last.next() == (b"w1", {"t": "echo"})
+    assert start_ticks(hello["pid"]) is not None
+
+
+def test_a_second_agent_ends_the_first_and_its_worker(folder: Path) -> None:
+    """Starting an agent fences what an earlier one left in the folder, stopped processes included."""
+    agent = start(folder, 20.0)
+    first = Controller(agent["socket"], "one")
+    _, hello = first.next()
+    os.kill(hello["pid"], signal.SIGSTOP)
+    os.kill(agent["pid"], signal.SIGSTOP)
+    second = start(folder, 20.0)
+    wait_for(lambda: start_ticks(agent["pid"]) is None, 1.0, "the old agent's end")
+    wait_for(lambda: start_ticks(hello["pid"]) is None, 1.0, "the old worker's end")
+    assert Controller(second["socket"], "one").next()[0] == b"h1"
+
+
+def test_a_flood_of_messages_passes_through_a_busy_worker(folder: Path) -> None:
+    """More than the sockets' buffers hold, both ways: kept, in order, and nothing blocks the agent."""
+    agent = start(folder, 20.0)
+    controller = Controller(agent["socket"], "one")
+    controller.next()
+    text = "x" * 50_000
+    for number in range(100):
+        controller.send(b"w1", {"t": "echo", "n": number, "text": text})
+    for number in range(100):
+        assert controller.next()[1]["n"] == number
+
+
+def test_agents_and_workers_start_light() -> None:
+    """Nothing heavy is imported by the entry points: a node has an agent in milliseconds."""
+    heavy = {"asyncio", "asyncssh", "cryptography", "numpy", "rich", "torch", "typer", "runtime.engine"}
+    script = (
+        "import parcae_cli.agent, parcae_cli.worker, parcae_cli.zygote, runtime.control.daemon, sys;"
+        f"print([name for name in {sorted(heavy)} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=15, check=True
+    )
+    assert done.stdout.strip() == "[]"
