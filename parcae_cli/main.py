@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -13,6 +14,8 @@ from parcae_cli.errors import FAILED, INTERRUPTED, USAGE, UsageError, report
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; never raises, never shows a traceback."""
     try:
+        # `parcae down`, a closing terminal and a batch system end us with SIGTERM: it cleans up like Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         return _run(list(sys.argv[1:] if arguments is None else arguments))
     except BrokenPipeError:
         # The reader (`parcae logs | head`) has what it wanted. Python would complain once more at exit.

@@ -97,8 +97,9 @@ class _Job:
         request = self._request
         backup = Backup(len(self._spec.layers), self._token)
         fleet = Fleet(self._provider, self._journal, request.name, request.nodes)
+        config = self._controller()
         coordinator = Coordinator(
-            self._training(), self._controller(), fleet, backup, self._recorder, self._provider.start_clock
+            self._training(), config, fleet, backup, self._recorder, self._provider.start_clock
         )
         loop = asyncio.get_running_loop()
         interruption = StopRequest(JobState.INTERRUPTED, "interrupted by the user")
@@ -107,7 +108,7 @@ class _Job:
         state, why, digest = JobState.INTERRUPTED, "", None
         try:
             await fleet.start()
-            await asyncio.to_thread(_warm_up)
+            await asyncio.to_thread(_warm_up, config)
             if not any(event.time_s <= 0 for event in self._schedule.events):
                 self._provider.start_clock()
             digest = await coordinator.run()
@@ -180,6 +181,8 @@ class _Job:
         )
 
 
-def _warm_up() -> None:
+def _warm_up(config: ControllerConfig) -> None:
     """Load what planning imports at its first use: later it would hold up a decision for half a second."""
     import scipy.optimize  # noqa: F401
+
+    config.forecaster.forecast(tuple(range(2, config.history + 2)), config.lookahead, 0.0)

@@ -76,7 +76,7 @@ def processes_of(folder: Path) -> list[int]:
             continue
         try:
             command = (entry / "cmdline").read_bytes().decode(errors="replace")
-            where = os.readlink(entry / "cwd")
+            where = str((entry / "cwd").readlink())
         except OSError:
             continue
         if str(folder) in command or where.startswith(str(folder)):
