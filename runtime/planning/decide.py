@@ -10,7 +10,7 @@ from runtime.planning.forecast import Forecast, Forecaster
 from runtime.planning.migration import sketch_change
 from runtime.planning.plan import Option, choose
 from runtime.planning.profile import Profile
-from runtime.planning.programme import Foresight, Programme, steps_of
+from runtime.planning.programme import Foresight, Programme, beyond, steps_of
 from runtime.planning.types import Layout, MigrationKind
 
 
@@ -96,7 +96,7 @@ class Planner:
         if self.foresight is not None:
             span_s, ahead = self.foresight.ahead(now_s)
         else:
-            steps = steps_of(forecast.turns[: self.lookahead - 1], self.interval_s)
+            steps = steps_of(beyond(forecast.turns[: self.lookahead - 1]), self.interval_s)
             ahead = self.programme.values(steps, situation.usable)
         worth = {option.layout: float(ahead[self.programme.index[option.layout]]) for option in options}
         running = situation.layout if situation.running else None

@@ -8,7 +8,7 @@ from runtime.planning.arima import Arima
 from runtime.planning.errors import InputError
 from runtime.planning.forecast import Forecaster, Hazard, LastValue
 
-DEFAULT = "last-value"
+DEFAULT = "hazard"
 FORECASTERS: dict[str, Callable[[], Forecaster]] = {
     "last-value": LastValue,
     "arima": Arima,

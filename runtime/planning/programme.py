@@ -201,6 +201,18 @@ class _Law:
                 below = hit / total
 
 
+def beyond(turns: Sequence[tuple[Turn, ...]]) -> tuple[tuple[Turn, ...], ...]:
+    """The look-ahead and what lies beyond it: where it ends uncertain, twice as much again, like its end.
+
+    Without it no change would pay near the end of the look-ahead, though the job goes on. A look-ahead that ends
+    sure of itself is taken at its word and not drawn out.
+    """
+    turns = tuple(turns)
+    if not turns or len(turns[-1]) == 1:
+        return turns
+    return turns + (turns[-1],) * (2 * len(turns))
+
+
 def steps_of(turns: Sequence[tuple[Turn, ...]], interval_s: float) -> tuple[Step, ...]:
     """Intervals as steps of the programme: alike ones are merged, the more the farther they are.
 

@@ -128,12 +128,12 @@ def test_instances_that_boot_slowly_are_paid_and_idle() -> None:
 @pytest.mark.parametrize("model", ["gpt3-6b", "gpt2-1.5b", "bert-large", "resnet152", "vgg19"])
 def test_the_planner_is_close_to_the_optimum_and_no_worse_than_reacting(model: str) -> None:
     """On traces made up with several seeds and densities."""
-    for seed, losses in ((21, 8.0), (22, 30.0)):
+    for seed, losses in ((21, 8.0), (22, 18.0)):
         by_name = _by_name(
             _setup(_trace(seed, 32, 4.0, losses), model), "parcae", "reactive", "offline-optimum"
         )
         ours = by_name["parcae"].samples
-        assert ours >= 0.98 * by_name["offline-optimum"].samples
+        assert ours >= 0.985 * by_name["offline-optimum"].samples
         assert ours >= 0.998 * by_name["reactive"].samples
 
 
