@@ -41,7 +41,7 @@ class SpotProvider(Protocol):
         ...
 
     async def request(self, count: int, token: str) -> LaunchReply:
-        """Rent up to `count` spot instances now. Never waits for capacity: what is refused is in the reply."""
+        """Rent up to `count` spot instances now, without waiting: what is refused is in the reply."""
         ...
 
     async def wait_for_capacity(self, timeout_s: float) -> None:

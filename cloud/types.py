@@ -41,7 +41,7 @@ TRANSITIONS: Mapping[InstanceState, frozenset[InstanceState]] = {
 
 
 class NoticeKind(StrEnum):
-    """How sure the cloud is: an interruption comes with a deadline, a rebalance is an earlier, weaker hint."""
+    """How sure the cloud is: an interruption has a deadline, a rebalance is an earlier, weaker hint."""
 
     INTERRUPTION = "interruption"
     REBALANCE = "rebalance"
@@ -71,7 +71,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class SshTarget:
-    """How to reach an instance over SSH. Keys are OpenSSH text; the host key is pinned, never trusted blindly."""
+    """How to reach an instance over SSH. Keys are OpenSSH text; the host key is pinned."""
 
     host: str
     port: int
@@ -82,7 +82,7 @@ class SshTarget:
 
 @dataclass(frozen=True)
 class Instance:
-    """One rented machine. `launched_s` is in Unix seconds; `token` is the idempotency token of its request."""
+    """One rented machine. `launched_s` is in Unix seconds; `token` is that of its request."""
 
     id: str
     name: str

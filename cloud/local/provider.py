@@ -8,7 +8,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import asyncssh
@@ -94,7 +95,7 @@ class LocalProvider:
         self._clock_started = True
         for event in self._schedule.events:
             if event.time_s > 0:
-                self._later(event.time_s / self._speed, lambda event=event: self._happen(event))
+                self.later(event.time_s / self._speed, partial(self._happen, event))
 
     async def request(self, count: int, token: str) -> LaunchReply:
         """Rent up to `count` instances that exist and that the job does not hold, in the trace's order."""
@@ -180,6 +181,10 @@ class LocalProvider:
         if name in self._present:  # ended by us or by a fault: the trace's instance is used up
             del self._present[name]
 
+    def names(self) -> list[str]:
+        """The names of the living nodes."""
+        return list(self._nodes)
+
     def node(self, name: str) -> LocalNode:
         """The living node of that name.
 
@@ -194,7 +199,7 @@ class LocalProvider:
         node.metadata.interrupt(time.time() + notice_s)
         if node.instance.state is InstanceState.RUNNING:
             node.instance = node.instance.moved(InstanceState.NOTICED)
-        self._later(notice_s, lambda: self._deadline(node))
+        self.later(notice_s, lambda: self._deadline(node))
 
     def _deadline(self, node: LocalNode) -> None:
         if self._nodes.get(node.instance.name) is not node:
@@ -202,11 +207,11 @@ class LocalProvider:
         reappeared = node.instance.name in self._present
         self.kill(node.instance.name)
         if reappeared:  # the trace brought the same name back during the notice
-            self._appear(node.instance.name)
+            self.appear(node.instance.name)
 
     def _happen(self, event: ScheduleEvent) -> None:
         if event.action == "add":
-            self._appear(event.name)
+            self.appear(event.name)
             return
         self._present.pop(event.name, None)
         if event.name not in self._nodes:
@@ -217,14 +222,16 @@ class LocalProvider:
         else:
             self.announce(event.name, notice_s)
 
-    def _appear(self, name: str) -> None:
+    def appear(self, name: str) -> None:
+        """From now on this instance exists and can be rented."""
         self._present[name] = None
         self._capacity.set()
 
-    def _later(self, delay_s: float, action: object) -> None:
+    def later(self, delay_s: float, action: Callable[[], None]) -> None:
+        """Do something `delay_s` wall seconds from now, unless the provider is closed before."""
         def run() -> None:
             self._timers.discard(handle)
-            action()  # type: ignore[operator]
+            action()
 
         handle = asyncio.get_running_loop().call_later(delay_s, run)
         self._timers.add(handle)

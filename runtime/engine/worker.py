@@ -48,7 +48,10 @@ class ControlChannel:
 
     def receive(self) -> dict[str, Any] | None:
         """The next object, or None when the agent is gone."""
-        line = self._lines.readline()
+        try:
+            line = self._lines.readline()
+        except OSError:
+            return None  # the agent died with words of ours unread
         if not line.endswith(b"\n"):
             return None
         parsed: dict[str, Any] = json.loads(line)

@@ -105,7 +105,7 @@ class NoticeWithdrawn:
 
 @dataclass(frozen=True)
 class StateReported:
-    """What nodes hold at the last committed step: after an abandoned step, and after a generation's first commit.
+    """What nodes hold at the last committed step: after an abandoned one, or a generation's first commit.
 
     Nodes that are left out hold nothing of use.
     """
@@ -122,7 +122,7 @@ class GenerationLive:
 
 @dataclass(frozen=True)
 class MigrationFailed:
-    """The pending generation could not be built (a member died meanwhile); the running one goes on. Plan again."""
+    """The pending generation could not be built (a member died); the running one goes on. Plan again."""
 
     generation: int
 
