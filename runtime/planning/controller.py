@@ -36,6 +36,7 @@ from runtime.planning.types import (
     Wait,
 )
 
+MOST_LAYOUTS = 160  # that a plan for a whole trace weighs against each other
 MEMORY = 720  # intervals of availability that a controller remembers
 POLICIES = ("parcae", "parcae-oracle", "reactive", "offline-optimum")
 
@@ -61,8 +62,9 @@ class ControllerConfig:
 
     @cached_property
     def programme(self) -> Programme:
-        """The tables that plans are made from, kept for the life of the controller."""
-        return Programme(self.profile, self.costs, self.profile.feasible(self.max_nodes), self.max_nodes)
+        """The tables for a whole trace: of layouts that could matter at any availability."""
+        layouts = self.profile.contenders(1, self.max_nodes, MOST_LAYOUTS)
+        return Programme(self.profile, self.costs, layouts, self.max_nodes)
 
     @cached_property
     def planner(self) -> Planner:
@@ -70,10 +72,10 @@ class ControllerConfig:
         return Planner(
             self.profile,
             self.costs,
-            self.programme,
             self.forecaster,
             self.interval_s,
             self.lookahead,
+            self.max_nodes,
             self.foresight,
             looks_ahead=self.policy != "reactive",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from runtime.planning.costs import Change, Cost, CostModel
 from runtime.planning.forecast import Forecast, Forecaster
@@ -12,6 +13,10 @@ from runtime.planning.plan import Option, choose
 from runtime.planning.profile import Profile
 from runtime.planning.programme import Foresight, Programme, beyond, steps_of
 from runtime.planning.types import Layout, MigrationKind
+
+SHELF = 16  # availabilities that share tables
+MOST_SHELVES = 64  # tables kept at once
+MOST_LAYOUTS = 64  # that one decision weighs against each other
 
 
 @dataclass(frozen=True)
@@ -51,10 +56,10 @@ class Planner:
 
     profile: Profile
     costs: CostModel
-    programme: Programme
     forecaster: Forecaster
     interval_s: float
     lookahead: int
+    max_nodes: int
     foresight: Foresight | None = None
     looks_ahead: bool = True
 
@@ -68,15 +73,16 @@ class Planner:
             return Verdict(None, False, why, forecast.mean, 0.0)
         if not self.looks_ahead:
             return self._fastest(situation, forecast)
+        programme = self._programme(situation.usable, current)
         options = [
             Option(layout, self.first_cost(situation, layout))
-            for layout in feasible
-            if not (situation.can_stay and layout == current)
+            for layout in programme.layouts
+            if layout.positions <= situation.usable and not (situation.can_stay and layout == current)
         ]
         if situation.can_stay:
             assert current is not None
             options.append(Option(current, situation.pending_left, stay=True))
-        return self._best(situation, forecast, options, now_s)
+        return self._best(programme, situation, forecast, options, now_s)
 
     def _fastest(self, situation: Situation, forecast: Forecast) -> Verdict:
         best = self.profile.best(situation.usable)
@@ -89,16 +95,44 @@ class Planner:
         why = f"{best} is the fastest for {situation.usable} nodes"
         return Verdict(best, False, why, forecast.mean, self.profile.samples_per_s(best))
 
+    @cached_property
+    def _programmes(self) -> dict[tuple[int, Layout | None], Programme]:
+        return {}
+
+    def _programme(self, usable: int, current: Layout | None) -> Programme:
+        """The tables for about so many nodes: of the layouts that could matter there, and the current one."""
+        if self.foresight is not None:
+            return self.foresight.programme
+        shelf = usable // SHELF
+        for key in ((shelf, None), (shelf, current)):
+            kept = self._programmes.get(key)
+            if kept is not None and (current is None or current in kept.index):
+                return kept
+        low, high = SHELF * shelf - SHELF // 2, SHELF * (shelf + 1) + SHELF // 2
+        layouts = self.profile.contenders(low, min(high, self.max_nodes), MOST_LAYOUTS)
+        key = (shelf, None)
+        if current is not None and current not in layouts:
+            layouts, key = (*layouts, current), (shelf, current)
+        if len(self._programmes) >= MOST_SHELVES:
+            self._programmes.clear()
+        self._programmes[key] = Programme(self.profile, self.costs, layouts, self.max_nodes)
+        return self._programmes[key]
+
     def _best(
-        self, situation: Situation, forecast: Forecast, options: Sequence[Option], now_s: float
+        self,
+        programme: Programme,
+        situation: Situation,
+        forecast: Forecast,
+        options: Sequence[Option],
+        now_s: float,
     ) -> Verdict:
         span_s = self.interval_s
         if self.foresight is not None:
             span_s, ahead = self.foresight.ahead(now_s)
         else:
             steps = steps_of(beyond(forecast.turns[: self.lookahead - 1]), self.interval_s)
-            ahead = self.programme.values(steps, situation.usable)
-        worth = {option.layout: float(ahead[self.programme.index[option.layout]]) for option in options}
+            ahead = programme.values(steps, situation.usable)
+        worth = {option.layout: float(ahead[programme.index[option.layout]]) for option in options}
         running = situation.layout if situation.running else None
         choice = choose(self.profile, options, running, span_s, worth, self.interval_s * self.lookahead)
         layout = choice.option.layout

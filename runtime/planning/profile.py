@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from itertools import islice
 from statistics import median
 from typing import Any
 
@@ -72,6 +73,26 @@ class Profile:
             key=lambda layout: (self.samples_per_s(layout), -layout.positions),
             default=None,
         )
+
+    def contenders(self, low: int, high: int, most: int) -> tuple[Layout, ...]:
+        """The layouts that could matter with `low` to `high` nodes: about `most` of them, smallest first.
+
+        For every number of nodes the fastest few, and what each of them becomes when it gives up a pipeline.
+        """
+        feasible = self.feasible(high)
+        if len(feasible) <= most:
+            return feasible
+        fastest = sorted(feasible, key=lambda layout: (-self.samples_per_s(layout), layout.positions))
+        kept: set[Layout] = set()
+        for each in (8, 6, 4, 3, 2, 1):
+            kept = set()
+            for nodes in range(max(1, low), high + 1):
+                fitting = (layout for layout in fastest if layout.positions <= nodes)
+                kept.update(islice(fitting, each))
+            kept |= {Layout(layout.pipelines - 1, layout.stages) for layout in kept} & set(feasible)
+            if len(kept) <= most:
+                break
+        return tuple(layout for layout in feasible if layout in kept)
 
     @cached_property
     def _cuts(self) -> dict[int, Cuts]:

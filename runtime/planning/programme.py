@@ -202,7 +202,7 @@ class _Law:
 
 
 def beyond(turns: Sequence[tuple[Turn, ...]]) -> tuple[tuple[Turn, ...], ...]:
-    """The look-ahead and what lies beyond it: where it ends uncertain, twice as much again, like its end.
+    """The look-ahead and what lies beyond: where it ends uncertain, twice as much again, like its end.
 
     Without it no change would pay near the end of the look-ahead, though the job goes on. A look-ahead that ends
     sure of itself is taken at its word and not drawn out.
@@ -281,6 +281,7 @@ class Foresight:
             steps.append(Step((Turn(losses, gains, 1.0),), until_s - time_s))
             counts.append(now)
             now += gains - losses
+        self.programme = programme
         self._values = programme.path_values(steps, counts)
 
     def ahead(self, now_s: float) -> tuple[float, Vector]:
