@@ -131,6 +131,28 @@ class MeasuredCosts:
         return self.detect_s + self.process_start_s + groups_s + load_s
 
 
+def notice_lead_s(profile: Profile, costs: CostModel) -> float:
+    """How long before its deadline a notice has to be acted on, in seconds, with room to spare.
+
+    Acting earlier wastes the node: it can train until then. Enough for the dearest change that can be
+    prepared, half as long again, and two steps.
+    """
+    longest_s, slowest_s = 0.0, 0.0
+    for layout in profile.layouts:
+        change = Change(
+            kind=MigrationKind.PIPELINE,
+            before=layout,
+            after=layout,
+            lost_positions=0,
+            fresh_nodes=1,
+            missing_bytes=max(profile.stage_bytes(layout.stages)),
+            noticed=True,
+        )
+        longest_s = max(longest_s, costs.cost(profile, change).total_s)
+        slowest_s = max(slowest_s, profile.iteration_s[layout])
+    return 1.5 * longest_s + 2 * slowest_s
+
+
 def measured_costs(table: Mapping[str, object], source: str, link_bytes_per_s: float) -> MeasuredCosts:
     """The cost model of a table of measured constants, in seconds and bytes a second.
 

@@ -202,10 +202,10 @@ class _Law:
 
 
 def beyond(turns: Sequence[tuple[Turn, ...]]) -> tuple[tuple[Turn, ...], ...]:
-    """The look-ahead and what lies beyond: where it ends uncertain, twice as much again, like its end.
+    """The look-ahead and what lies beyond: where it ends uncertain, twice as much again like its end.
 
-    Without it no change would pay near the end of the look-ahead, though the job goes on. A look-ahead that ends
-    sure of itself is taken at its word and not drawn out.
+    Without it no change would pay near the end of the look-ahead, though the job goes on. A look-ahead that
+    ends sure of itself is taken at its word and not drawn out.
     """
     turns = tuple(turns)
     if not turns or len(turns[-1]) == 1:

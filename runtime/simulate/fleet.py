@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from runtime.planning.controller import ControllerConfig, ControllerState, initial_state, step
-from runtime.planning.costs import Cost
+from runtime.planning.costs import Cost, notice_lead_s
 from runtime.planning.trace import ADD, KILL, Trace
 from runtime.planning.types import (
     Event,
@@ -76,13 +76,15 @@ def replay_fleet(
 ) -> FleetRun:
     """Run the controller through a trace.
 
-    A removal takes effect at the trace's time and is noticed `notice_s` before it (never before the instance
-    is there); a kill is never noticed. An instance joins `boot_s` after it is added, and is paid for from the
-    start. `tick` is told the time now and then, for a progress bar.
+    A removal takes effect at the trace's time and is known `notice_s` before it (never before the instance
+    is there); the controller is told when it must act. A kill is never noticed. An instance joins `boot_s`
+    after it is added, and is paid for from the start. `tick` is told the time now and then, for a progress
+    bar.
     """
     run = FleetRun()
     state = initial_state(config)
-    agenda = _agenda(trace, config.interval_s, notice_s, boot_s)
+    told_s = min(notice_s, notice_lead_s(config.profile, config.costs)) if notice_s else 0.0
+    agenda = _agenda(trace, config.interval_s, told_s, boot_s)
     joined: set[str] = set()
     doomed: set[str] = set()
     held = 0
@@ -111,7 +113,7 @@ def replay_fleet(
                 joined.add(name)
                 events.append(NodeJoined(name))
             elif what == "notice" and name in joined:
-                events.append(NodeNoticed(name, now_s + notice_s))
+                events.append(NodeNoticed(name, now_s + told_s))
             elif what == "gone":
                 held -= 1
                 doomed.add(name)
