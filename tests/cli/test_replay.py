@@ -1,0 +1,139 @@
+"""`parcae replay` and `parcae trace`, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from parcae_cli.main import main
+
+DEMO = str(Path(__file__).resolve().parents[2] / "templates/traces/demo-8.csv")
+
+
+def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = main(list(arguments))
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_json_keeps_its_contract(capsys: pytest.CaptureFixture[str]) -> None:
+    """One object on stdout with every field that scripts rely on, and nothing on stderr."""
+    code, out, err = _run(capsys, "replay", DEMO, "--model", "gpt-tiny", "--policy", "all", "--json")
+    assert (code, err) == (0, "")
+    answer = json.loads(out)
+    assert set(answer["trace"]) == {
+        "name",
+        "hours",
+        "max_available",
+        "mean_available",
+        "preempted",
+        "allocated",
+    }
+    assert {"model", "costs", "interval_s", "policies", "planner"} <= set(answer)
+    assert set(answer["planner"]) == {"decisions", "median_ms", "p95_ms"}
+    assert {policy["name"] for policy in answer["policies"]} == {
+        "parcae",
+        "parcae-oracle",
+        "reactive",
+        "checkpoint",
+        "redundancy",
+        "on-demand",
+        "ideal",
+        "offline-optimum",
+    }
+    for policy in answer["policies"]:
+        assert set(policy) == {
+            "name",
+            "samples",
+            "samples_per_s",
+            "percent_of_ideal",
+            "usd",
+            "usd_per_million_units",
+            "unit",
+            "gpu_hours",
+            "migrations",
+            "layouts",
+        }
+        assert set(policy["gpu_hours"]) == {
+            "effective",
+            "migrating",
+            "checkpointing",
+            "redundant",
+            "lost",
+            "idle",
+        }
+        assert set(policy["migrations"]) == {"intra_stage", "inter_stage", "pipeline", "rollback"}
+        assert all(len(layout) == 3 for layout in policy["layouts"])
+
+
+def test_the_table_names_every_policy(capsys: pytest.CaptureFixture[str]) -> None:
+    """Text for people goes to stdout."""
+    code, out, _ = _run(capsys, "replay", DEMO, "--model", "gpt3-6b", "--policy", "parcae,reactive,ideal")
+    assert code == 0
+    assert all(name in out for name in ("parcae", "reactive", "ideal", "% of ideal", "GPU hours"))
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "html"])
+def test_pictures_are_drawn(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each kind is what it says, and a page needs nothing from anywhere else."""
+    path = tmp_path / f"replay.{suffix}"
+    assert _run(capsys, "replay", DEMO, "-m", "gpt-tiny", "--plot", str(path))[0] == 0
+    data = path.read_bytes()
+    if suffix == "png":
+        assert data.startswith(b"\x89PNG")
+    elif suffix == "svg":
+        assert ElementTree.fromstring(data).tag.endswith("svg")
+    else:
+        text = data.decode()
+        assert "<svg" in text and "Decisions" in text
+        assert "src=" not in text and "<link" not in text and "<script" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nowhere.csv",), "nowhere.csv: there is no such file"),
+        ((DEMO, "--model", "gpt-9"), "no model 'gpt-9'; there are"),
+        ((DEMO, "--policy", "magic"), "no policy 'magic'; there are"),
+        ((DEMO, "--forecaster", "crystal"), "no forecaster 'crystal'; there are"),
+        ((DEMO, "--costs", "guessed"), "no costs 'guessed'; there are artifact, measured"),
+        ((DEMO, "--model", "gpt-tiny", "--costs", "artifact"), "use --costs measured"),
+        ((DEMO, "--plot", "x.pdf"), "must end in .png, .svg, .html"),
+        ((DEMO, "--plot", "/nowhere/x.png"), "there is no folder /nowhere"),
+        ((DEMO, "--start-minute", "10", "--end-minute", "5"), "are not a part of its 16 minutes"),
+        ((DEMO, "--interval", "0"), "--interval"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is wrong and what there is instead; never a traceback."""
+    code, out, err = _run(capsys, "replay", *arguments)
+    assert (code, out) == (2, "")
+    assert said in err and "Traceback" not in err
+
+
+def test_forecasters_can_be_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--forecaster all` ranks them beside the result."""
+    code, out, _ = _run(
+        capsys, "replay", DEMO, "-m", "gpt-tiny", "-p", "parcae", "--forecaster", "all", "--json"
+    )
+    ranking = json.loads(out)["forecasters"]
+    assert code == 0 and len(ranking) >= 3
+    assert [entry["samples"] for entry in ranking] == sorted((e["samples"] for e in ranking), reverse=True)
+
+
+def test_traces_can_be_looked_at_and_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `synth` writes `info` reads, and nothing is written over unasked."""
+    path = str(tmp_path / "made.csv")
+    made = ("trace", "synth", path, "--hours", "2", "--max", "12", "--seed", "4")
+    assert _run(capsys, *made)[0] == 0
+    code, out, _ = _run(capsys, "trace", "info", path, "--json")
+    figures = json.loads(out)
+    assert code == 0 and figures["hours"] == 2 and figures["max_available"] <= 12
+    assert _run(capsys, *made)[0] == 2
+    assert _run(capsys, *made, "--force")[0] == 0
+    assert "instances" in _run(capsys, "trace", "info", path)[1]
