@@ -9,25 +9,12 @@ layout comes next is not decided here but by `planning.controller`, which sees o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any, Protocol
+from collections.abc import Callable
 
 from cloud.types import NoticeKind
-from runtime.control import messages
+from runtime.control import fleet_events, messages
 from runtime.control.backup import Backup
-from runtime.control.digests import FinalDigests, ReplicasDifferError
-from runtime.control.fleet_events import (
-    FleetEvent,
-    InstanceChanged,
-    NodeNoticed,
-    RentFailed,
-    WorkerFailed,
-    WorkerJoined,
-    WorkerLost,
-    WorkerMessage,
-)
+from runtime.control.digests import FinalDigests
 from runtime.control.generations import (
     Pending,
     Recovery,
@@ -36,51 +23,21 @@ from runtime.control.generations import (
     prepare_messages,
     switch_messages,
 )
-from runtime.control.job import MigrationRecord
 from runtime.control.journal import JobState
+from runtime.control.phases import FleetPort, Phase, StartGate, StopRequest, next_batch
 from runtime.control.recorder import Recorder
 from runtime.control.roster import Roster
 from runtime.control.training import NEVER_S, Pace, PushSchedule, Training, TrainingError
-from runtime.control.votes import Ballot, CoverageError
+from runtime.control.votes import Ballot
 from runtime.planning import controller
 from runtime.planning import types as plan_types
 from runtime.planning.ledger import Ledger
 from runtime.planning.types import MigrationKind, MigrationPlan
 
-# At the start, nodes that are still booting are waited for, since training would only have to be re-laid.
+# At the start, nodes that are still booting are waited for this long.
 START_PATIENCE_S = 20.0
 # A worker that does not answer an abort for this long is taken for dead.
 ABORT_TIMEOUT_S = 4.0
-
-
-class Phase(StrEnum):
-    """What the coordinator is doing."""
-
-    WAITING = "waiting"  # no generation: too few nodes
-    RUNNING = "running"  # a generation is at work (perhaps while the next is prepared)
-    RECOVERING = "recovering"  # an abort is out, survivors are reporting
-    FINISHING = "finishing"  # every step is committed, digests are coming in
-    ENDED = "ended"
-
-
-class FleetPort(Protocol):
-    """What the coordinator needs of the fleet."""
-
-    events: asyncio.Queue[FleetEvent]
-
-    def send(self, node: str, message: dict[str, Any]) -> None:
-        """To the node's worker, in order, at once."""
-
-    def kill_worker(self, node: str) -> None:
-        """End a mute worker and start another."""
-
-
-@dataclass(frozen=True)
-class StopRequest:
-    """The job is to end now, in this state and for this reason."""
-
-    state: JobState
-    why: str
 
 
 class Coordinator:
@@ -103,13 +60,13 @@ class Coordinator:
         self._roster = Roster()
         self._phase = Phase.WAITING
         self._running: MigrationPlan | None = None
-        self._live_layout: plan_types.Layout | None = None
         self._fresh = False  # the running generation has not committed a step yet
         self._pending: Pending | None = None
         self._highest_generation = 0
         self._ballot = Ballot(0, 0, 0)
         self._recovery = Recovery(0, 0, ())
-        self._deadline_s = self._start_by_s = NEVER_S
+        self._deadline_s = NEVER_S
+        self._gate = StartGate(START_PATIENCE_S)
         self._planning: list[plan_types.Event] = []
         self._digests = FinalDigests(len(training.model.layers))
         self._corpus_digest = ""
@@ -128,7 +85,8 @@ class Coordinator:
         """
         next_tick_s = self._now_s() + self._training.interval_s
         while self._phase is not Phase.ENDED:
-            for event in await self._batch(min(next_tick_s, self._deadline_s) - self._now_s()):
+            timeout_s = min(next_tick_s, self._deadline_s) - self._now_s()
+            for event in await next_batch(self._fleet.events, timeout_s):
                 self._handle(event)
             if self._now_s() >= next_tick_s:
                 next_tick_s = max(next_tick_s + self._training.interval_s, self._now_s())
@@ -145,37 +103,24 @@ class Coordinator:
         """End the job as soon as the loop turns; safe to call from a signal handler of the loop."""
         self._fleet.events.put_nowait(request)  # type: ignore[arg-type]
 
-    async def _batch(self, timeout_s: float) -> Sequence[object]:
-        """The next events: what happened at one instant is handled, and planned for, together."""
-        queue = self._fleet.events
-        batch: list[object] = []
-        if queue.empty():
-            try:
-                batch.append(await asyncio.wait_for(queue.get(), max(0.0, min(timeout_s, 1.0))))
-            except TimeoutError:
-                return batch
-        while not queue.empty():
-            batch.append(queue.get_nowait())
-        return batch
-
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()
 
     def _handle(self, event: object) -> None:
         match event:
-            case WorkerMessage(node, message):
+            case fleet_events.WorkerMessage(node, message):
                 if node in self._roster:
                     self._obey(node, messages.decode(message))
-            case WorkerJoined(node, hello):
-                self._join(node, hello)
-            case WorkerLost(node, why):
+            case fleet_events.WorkerJoined():
+                self._join(event)
+            case fleet_events.WorkerLost(node, why):
                 self._lose(node, why)
-            case NodeNoticed():
+            case fleet_events.NodeNoticed():
                 self._notice(event)
-            case InstanceChanged(instance):
+            case fleet_events.InstanceChanged(instance):
                 self._recorder.instance(instance)
                 self._roster.instance(instance)
-            case RentFailed(why=why) | WorkerFailed(why=why):
+            case fleet_events.RentFailed(why=why) | fleet_events.WorkerFailed(why=why):
                 self._recorder.event("trouble", why)
             case StopRequest():
                 self.stopped = event
@@ -202,12 +147,14 @@ class Coordinator:
 
     # ---- nodes come and go -----------------------------------------------------------------------------
 
-    def _join(self, node: str, hello: Mapping[str, Any]) -> None:
-        parsed = messages.decode(hello)
+    def _join(self, event: fleet_events.WorkerJoined) -> None:
+        node, parsed = event.node, messages.decode(event.hello)
         assert isinstance(parsed, messages.Hello)
         # A scripted death is for a node's first worker; its successor must live.
         faults = self._training.faults if self._roster.join(node, parsed) else []
-        self._send(node, self._training.configure(node, (self._backup.host, self._backup.port), faults))
+        port = event.backup_port
+        backup = (self._backup.host, self._backup.port) if port is None else ("127.0.0.1", port)
+        self._send(node, self._training.configure(node, backup, faults))
 
     def _configured(self, node: str, message: messages.Configured) -> None:
         if message.error:
@@ -223,7 +170,7 @@ class Coordinator:
             self._planning.append(plan_types.NodeNoticed(node, self._roster.notices[node]))
         self._recorder.event("joined", f"{node} joined", "its worker is ready")
 
-    def _notice(self, event: NodeNoticed) -> None:
+    def _notice(self, event: fleet_events.NodeNoticed) -> None:
         if event.notice.kind is NoticeKind.REBALANCE or event.notice.deadline_s is None:
             self._recorder.event("rebalance", f"{event.node} may be taken", "the cloud's rebalance hint")
             return
@@ -269,10 +216,7 @@ class Coordinator:
         assert running is not None
         step, last = self._step, self._step + 1 == training.steps
         switch = self._pending is not None and self._pending.ready and not last and not self._fresh
-        try:
-            ballot.check_coverage(training.model.training.micro_batches)
-        except CoverageError as error:
-            raise TrainingError(str(error)) from error
+        ballot.check_coverage(training.model.training.micro_batches)
         scale = ballot.clip_scale(training.model.training.clip_norm)
         push = last or self._pushes.due(step + 1, self._backup.latest())
         commit = messages.Commit(running.generation, step, scale, not last and not switch, push)
@@ -297,7 +241,9 @@ class Coordinator:
 
     def _decide(self) -> None:
         """Tell the controller what happened, and do what it wants."""
-        if not self._planning or self._phase not in (Phase.RUNNING, Phase.WAITING) or self._too_early():
+        if not self._planning or self._phase not in (Phase.RUNNING, Phase.WAITING):
+            return
+        if self._gate.closed(self._roster.booting, self._now_s()):
             return
         if self._phase is Phase.RUNNING and self._fresh:
             return  # state is on the move: what to do next is decided when it has arrived, within a step
@@ -311,13 +257,6 @@ class Coordinator:
             elif self._phase is Phase.WAITING:
                 self._recorder.waiting(command.why)
                 self._ready()
-
-    def _too_early(self) -> bool:
-        """Whether training has not started and nodes are still booting that it should start with."""
-        if self._highest_generation or not self._roster.booting:
-            return False
-        self._start_by_s = min(self._start_by_s, self._now_s() + START_PATIENCE_S)
-        return self._now_s() < self._start_by_s
 
     def _ready(self) -> None:
         on_ready, self._on_ready = self._on_ready, lambda: None
@@ -362,22 +301,7 @@ class Coordinator:
         self._planning = [live, plan_types.StateReported(members_hold(plan)), *self._planning]
         for node in set(self._roster.workers) - set(plan.assignment):
             self._send(node, messages.Release(plan.generation))
-        lost, joined = self._roster.changes()
-        self._recorder.migrated(
-            MigrationRecord(
-                generation=plan.generation,
-                step=step,
-                kind=plan.kind,
-                noticed=plan.noticed,
-                pause_s=pause_s,
-                nodes_lost=lost,
-                nodes_joined=joined,
-                bytes_moved=ballot.fetched_bytes,
-                before=self._live_layout,
-                after=plan.layout,
-            )
-        )
-        self._live_layout = plan.layout
+        self._recorder.migrated(plan, step, pause_s, self._roster.changes(), ballot.fetched_bytes)
         self._ready()
 
     def _cancel_pending(self) -> None:
@@ -450,10 +374,7 @@ class Coordinator:
     def _digested(self, message: messages.Digests) -> None:
         if self._phase is not Phase.FINISHING or message.step != self._training.steps:
             return
-        try:
-            self._digests.report(message.layers)
-        except ReplicasDifferError as error:
-            raise TrainingError(str(error)) from error
+        self._digests.report(message.layers)
         if self._digests.complete:
             self._phase = Phase.ENDED
 

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from hashlib import sha256
 
 from runtime.control.backup import Backup
+from runtime.control.training import TrainingError
 
 
-class ReplicasDifferError(Exception):
+class ReplicasDifferError(TrainingError):
     """Two holders of a layer have different weights: a bug, since replicas are equal after every step."""
 
 

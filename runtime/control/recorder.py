@@ -12,7 +12,7 @@ from cloud.types import Instance, InstanceState
 from runtime.control.job import LaunchRequest, MigrationRecord
 from runtime.control.journal import JobState, Journal
 from runtime.planning import controller
-from runtime.planning.types import MigrationPlan, Position
+from runtime.planning.types import Layout, MigrationPlan, Position
 
 _REFRESH_S = 0.25
 _RATE_WINDOW_S = 10.0
@@ -23,7 +23,7 @@ class Bill:
     """What the instances have cost so far. `speed` is how much faster than the wall their time runs."""
 
     def __init__(self, speed: float) -> None:
-        self._speed = speed
+        self.speed = speed
         self._held: dict[str, tuple[Instance, float | None]] = {}  # id -> instance, when it ended
 
     def update(self, instance: Instance, now_s: float) -> None:
@@ -37,7 +37,7 @@ class Bill:
         """USD spent on spot, and what the same hours would have cost on demand."""
         spot = on_demand = 0.0
         for instance, ended_s in self._held.values():
-            hours = max(0.0, (ended_s or now_s) - instance.launched_s) * self._speed / 3600
+            hours = max(0.0, (ended_s or now_s) - instance.launched_s) * self.speed / 3600
             spot += hours * instance.pool.spot_usd_per_hour
             on_demand += hours * instance.pool.on_demand_usd_per_hour
         return spot, on_demand
@@ -75,7 +75,7 @@ class Recorder:
         self._wall_s: float | None = None
         self._state = JobState.STARTING
         self._plan: MigrationPlan | None = None
-        self._before: MigrationPlan | None = None
+        self._live_layout: Layout | None = None
         self._notices: dict[str, float] = {}
         self._recent: deque[tuple[float, int]] = deque()
         self._losses: list[float] = []
@@ -163,16 +163,34 @@ class Recorder:
 
     def generation(self, plan: MigrationPlan) -> None:
         """A new generation begins its first step."""
-        if self._plan is not None:
-            self._before = self._plan
         self._plan = plan
 
-    def migrated(self, record: MigrationRecord) -> None:
-        """A generation committed its first step."""
+    def migrated(
+        self,
+        plan: MigrationPlan,
+        step: int,
+        pause_s: float,
+        changed: tuple[tuple[str, ...], tuple[str, ...]],
+        bytes_moved: int,
+    ) -> None:
+        """A generation committed its first step; `changed` are the nodes lost and joined since the last."""
         if self._state is not JobState.RUNNING:
             self.set_state(JobState.RUNNING)
-        if record.before is None:
-            self.event("started", f"training started as {record.after}")
+        before, self._live_layout = self._live_layout, plan.layout
+        record = MigrationRecord(
+            generation=plan.generation,
+            step=step,
+            kind=plan.kind,
+            noticed=plan.noticed,
+            pause_s=pause_s,
+            nodes_lost=changed[0],
+            nodes_joined=changed[1],
+            bytes_moved=bytes_moved,
+            before=before,
+            after=plan.layout,
+        )
+        if before is None:
+            self.event("started", f"training started as {plan.layout}")
             return
         self.migrations.append(record)
         how = "prepared" if record.noticed else "after a loss"
@@ -180,7 +198,7 @@ class Recorder:
             "migration",
             f"{record.kind} {record.before} to {record.after}, {how}: "
             f"pause {record.pause_s * 1e3:.0f} ms, {record.bytes_moved / 1e6:.1f} MB moved",
-            self._plan.why if self._plan else "",
+            plan.why,
         )
 
     def set_state(self, state: JobState) -> None:
@@ -210,7 +228,7 @@ class Recorder:
         if budget_usd is None:
             return ""
         spent_usd, _ = self._bill.spent_now()
-        reserve_usd = self._bill.per_hour() * self._request.speed * _STOPPING_S / 3600
+        reserve_usd = self._bill.per_hour() * self._bill.speed * _STOPPING_S / 3600
         if spent_usd + reserve_usd < budget_usd:
             return ""
         return f"the budget is used up: {spent_usd:.2f} of {budget_usd:.2f} USD are spent"

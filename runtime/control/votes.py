@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 from runtime.control.messages import Vote
+from runtime.control.training import TrainingError
 
 
-class CoverageError(Exception):
+class CoverageError(TrainingError):
     """The votes do not add up to the whole mini-batch, once: a bug, since the weights would be wrong."""
 
 

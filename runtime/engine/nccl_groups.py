@@ -16,19 +16,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
 from runtime.engine.groups import GROUP_TIMEOUT, store_client
-
-
-class _DeviceWork:
-    """Waits until the device has done what was queued, not only until the stream knows of it."""
-
-    def __init__(self, work: Any, device: torch.device) -> None:
-        self._work, self._device = work, device
-
-    def wait(self) -> None:
-        """Block the calling thread."""
-        torch.cuda.set_device(self._device)
-        self._work.wait()
-        torch.cuda.current_stream(self._device).synchronize()
+from runtime.engine.waits import DeviceWork
 
 
 class NcclGroups:
@@ -91,6 +79,6 @@ class NcclGroups:
             if group is not None:
                 group.abort()
 
-    def _work(self, group: Any | None, start: Callable[[Any], Any]) -> _DeviceWork:
+    def _work(self, group: Any | None, start: Callable[[Any], Any]) -> DeviceWork:
         assert group is not None
-        return _DeviceWork(start(group), self._device)
+        return DeviceWork(start(group), self._device)

@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
+
 Result = TypeVar("Result")
 
 
@@ -88,3 +90,16 @@ class Waiter:
             del function
             self._results.put(outcome)
             del outcome
+
+
+class DeviceWork:
+    """A Work on a GPU. Its own wait only orders streams; this one returns when the device has done it."""
+
+    def __init__(self, work: Any, device: torch.device) -> None:
+        self._work, self._device = work, device
+
+    def wait(self) -> None:
+        """Block the calling thread, which must be a Waiter's."""
+        torch.cuda.set_device(self._device)
+        self._work.wait()
+        torch.cuda.current_stream(self._device).synchronize()
