@@ -175,5 +175,8 @@ class _Gate(asyncssh.SSHServer):
     def begin_auth(self, username: str) -> bool:
         return True
 
+    def server_requested(self, listen_host: str, listen_port: int) -> bool:
+        return self._node.alive
+
     def unix_connection_requested(self, dest_path: str) -> bool:
         return self._node.alive

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from cloud.provider import CloudError, MaybeStillRunningError, SpotProvider
 from cloud.types import Instance, InstanceState, NoticeKind
+from runtime.control.deploy import AgentStart
 from runtime.control.fleet_events import (
     FleetEvent,
     InstanceChanged,
@@ -43,7 +44,6 @@ _TICK_S = 0.2
 _FIRST_PAUSE_S = 0.05
 _ASK_AGAIN_S = 30.0
 _AGENTS_LEAVE_WITHIN_S = 1.0
-_CLOSE_WITHIN_S = 7.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -67,6 +67,8 @@ class Fleet:
     """Rents, replaces, connects and supervises; tells what happens in `events`, in order.
 
     All times are in `times` (seconds). `poll_s` is how often the provider is asked about its instances.
+    `agent_start` brings our packages to nodes that do not have them. `anchor` is an address of this machine
+    that nodes shall reach through their SSH connections (see WorkerJoined.backup_port).
     """
 
     def __init__(
@@ -79,6 +81,8 @@ class Fleet:
         times: LinkTimes | None = None,
         poll_s: float = 1.0,
         python: str = sys.executable,
+        agent_start: AgentStart | None = None,
+        anchor: tuple[str, int] | None = None,
     ) -> None:
         self.events: asyncio.Queue[FleetEvent] = asyncio.Queue()
         self._provider = provider
@@ -88,6 +92,8 @@ class Fleet:
         self._times = times or LinkTimes()
         self._poll_s = poll_s
         self._python = python
+        self._agent_start = agent_start
+        self._anchor = anchor
         self._controller_id = secrets.token_hex(8)
         self._instances: dict[str, Instance] = {}  # by id, ended ones included
         self._links: dict[str, NodeLink] = {}
@@ -246,6 +252,8 @@ class Fleet:
             trouble=self._trouble,
             python=self._python,
             times=self._times,
+            agent_start=self._agent_start,
+            anchor=self._anchor,
         )
         self._links[instance.name] = link
         self._tasks[instance.name] = asyncio.create_task(self._tend(link))
@@ -333,11 +341,11 @@ class Fleet:
         for link in list(self._links.values()):
             link.gone("the fleet has been stopped")
         try:
-            async with asyncio.timeout(_CLOSE_WITHIN_S):
+            async with asyncio.timeout(self._times.close_s):
                 await self._provider.close()
         except TimeoutError as error:
             raise MaybeStillRunningError(
-                f"{self._provider.name} close: not done within {_CLOSE_WITHIN_S:g} s; run `parcae down`"
+                f"{self._provider.name} close: not done within {self._times.close_s:g} s; run `parcae down`"
             ) from error
         finally:
             with contextlib.suppress(CloudError):

@@ -18,7 +18,9 @@ class LaunchRequest:
     `trace` decides how many there are and names them, `speed` is its seconds per wall second, and `notice_s`
     its seconds between a warning and the kill. `corpus` are the files to train on; none: the standard
     library's sources. `forecaster` None: the planner's default. `home` is where the journal and the job's
-    files go. `template` is the content of the model's file, `cost_table` the measured costs of migrations.
+    files go. `template` is the content of the model's file, `cost_table` the measured costs of migrations,
+    `fleet` the settings of the cloud (see templates/fleets). `max_hours` (of wall time) and
+    `max_usd_per_hour` end the job as the budget does.
     `faults` are scripted deaths, for tests.
     """
 
@@ -43,6 +45,9 @@ class LaunchRequest:
     template: Mapping[str, Any] = field(default_factory=dict)
     cost_table: Mapping[str, Any] = field(default_factory=dict)
     faults: tuple[Mapping[str, Any], ...] = ()
+    fleet: Mapping[str, Any] = field(default_factory=dict)
+    max_hours: float | None = None
+    max_usd_per_hour: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The request as JSON values: the journal keeps it as the job's specification."""

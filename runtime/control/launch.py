@@ -7,16 +7,16 @@ import os
 import secrets
 import signal
 from collections.abc import Callable
+from typing import Any
 
-from cloud.local.provider import LocalProvider
-from cloud.local.schedule import Schedule
-from cloud.provider import MaybeStillRunningError
-from cloud.types import Pool
+from cloud.provider import MaybeStillRunningError, SpotProvider
 from runtime.control.backup import Backup
-from runtime.control.coordinator import Coordinator, StopRequest
+from runtime.control.coordinator import Coordinator
 from runtime.control.fleet import Fleet
 from runtime.control.job import JobResult, LaunchRequest
 from runtime.control.journal import JobState, Journal
+from runtime.control.phases import StopRequest
+from runtime.control.providers import ProviderSetup, provider_setup
 from runtime.control.recorder import Bill, Recorder
 from runtime.control.training import Training, TrainingError
 from runtime.control.wire import TOKEN_BYTES
@@ -25,10 +25,9 @@ from runtime.planning.costs import measured_costs
 from runtime.planning.forecasters import forecaster_named
 from runtime.planning.model import ModelSpec, parse_model
 from runtime.planning.profile import estimated_profile
-from runtime.planning.trace_formats import parse_trace
 
-# Called in the job's loop after every committed step, with the number of steps committed.
-Watch = Callable[[int, LocalProvider], None]
+# Called in the job's loop after every committed step, with the number of steps committed and the provider.
+Watch = Callable[[int, Any], None]
 
 
 def run(request: LaunchRequest, watch: Watch | None = None) -> JobResult:
@@ -40,13 +39,13 @@ def run(request: LaunchRequest, watch: Watch | None = None) -> JobResult:
         MaybeStillRunningError: something may have been left running.
     """
     spec = parse_model(request.template, request.model)
-    schedule = read_schedule(request)
     journal = Journal(request.home)
+    setup = provider_setup(request, spec, journal)
     journal.create_job(request.name, request.as_json(), os.getpid())
     state = JobState.FAILED
     result: JobResult | None = None
     try:
-        result = asyncio.run(_Job(request, spec, schedule, journal, watch).run())
+        result = asyncio.run(_Job(request, spec, setup, journal, watch).run())
         state = JobState(result.state)
         return result
     except KeyboardInterrupt:
@@ -57,50 +56,39 @@ def run(request: LaunchRequest, watch: Watch | None = None) -> JobResult:
         journal.close()
 
 
-def read_schedule(request: LaunchRequest) -> Schedule:
-    """Which local instances exist when: the trace's, or as many as are wanted for ever."""
-    if request.trace is None:
-        return Schedule.constant(request.nodes)
-    trace = parse_trace(request.trace.read_text(encoding="utf-8"), str(request.trace))
-    return Schedule.of((event.time_s, event.action, event.name) for event in trace.events)
-
-
 class _Job:
     def __init__(
         self,
         request: LaunchRequest,
         spec: ModelSpec,
-        schedule: Schedule,
+        setup: ProviderSetup,
         journal: Journal,
         watch: Watch | None,
     ) -> None:
         self._request, self._spec, self._journal = request, spec, journal
-        self._schedule = schedule
-        price = spec.price
-        pool = Pool("local", "process", 1, price.spot_usd_per_hour, price.on_demand_usd_per_hour)
-        self._provider = LocalProvider(
-            request.name,
-            journal.job_folder(request.name),
-            schedule,
-            speed=request.speed,
-            notice_s=request.notice_s,
-            pool=pool,
-        )
+        self._setup = setup
         self._token = secrets.token_bytes(TOKEN_BYTES)
-        # The local fleet's time runs `speed` times faster than the wall's, and with it its bill.
-        self._bill = Bill(request.speed)
-        provider = self._provider
+        self._bill = Bill(setup.time_scale)
+        provider: SpotProvider = setup.provider
         on_step = (lambda step: watch(step, provider)) if watch else None
         self._recorder = Recorder(request, journal, self._bill, on_step)
 
     async def run(self) -> JobResult:
         request = self._request
         backup = Backup(len(self._spec.layers), self._token)
-        fleet = Fleet(self._provider, self._journal, request.name, request.nodes)
-        config = self._controller()
-        coordinator = Coordinator(
-            self._training(), config, fleet, backup, self._recorder, self._provider.start_clock
+        setup = self._setup
+        fleet = Fleet(
+            setup.provider,
+            self._journal,
+            request.name,
+            request.nodes,
+            times=setup.link_times,
+            poll_s=setup.poll_s,
+            agent_start=setup.agent_start,
+            anchor=None if setup.anchor_reachable else (backup.host, backup.port),
         )
+        config = self._controller()
+        coordinator = Coordinator(self._training(), config, fleet, backup, self._recorder, setup.start_clock)
         loop = asyncio.get_running_loop()
         interruption = StopRequest(JobState.INTERRUPTED, "interrupted by the user")
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -109,8 +97,8 @@ class _Job:
         try:
             await fleet.start()
             await asyncio.to_thread(_warm_up, config)
-            if not any(event.time_s <= 0 for event in self._schedule.events):
-                self._provider.start_clock()
+            if not setup.clock_waits:
+                setup.start_clock()
             digest = await coordinator.run()
             if coordinator.stopped is None:
                 state = JobState.DONE
@@ -142,7 +130,7 @@ class _Job:
             seed=request.seed,
             corpus=[str(path) for path in request.corpus],
             token=self._token,
-            interval_s=request.interval_s / request.speed,
+            interval_s=request.interval_s / self._setup.time_scale,
             backup_every=request.backup_every,
             faults=[dict(fault) for fault in request.faults],
         )
@@ -155,7 +143,7 @@ class _Job:
             costs=measured_costs(request.cost_table, "measured.json", self._spec.device.link_bytes_per_s),
             policy=request.policy,
             forecaster=forecaster_named(request.forecaster or "default"),
-            interval_s=request.interval_s / request.speed,
+            interval_s=request.interval_s / self._setup.time_scale,
             lookahead=request.lookahead,
             history=request.history,
             max_nodes=request.nodes,

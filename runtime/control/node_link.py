@@ -16,6 +16,7 @@ What happens after the stream to the agent ends, for whatever reason:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shlex
 import time
@@ -27,6 +28,7 @@ import asyncssh
 
 from cloud.types import Instance, Notice, NoticeKind, SshTarget
 from runtime.control import ssh
+from runtime.control.deploy import AgentStart
 from runtime.control.fleet_events import (
     FleetEvent,
     NodeNoticed,
@@ -50,6 +52,7 @@ class LinkTimes:
     retry_s: float = 0.2
     lease_s: float = 10.0
     poll_s: float = 0.1
+    close_s: float = 7.0
 
 
 class NodeLink:
@@ -64,6 +67,8 @@ class NodeLink:
         trouble: Callable[[str, str], None],
         python: str,
         times: LinkTimes,
+        agent_start: AgentStart | None = None,
+        anchor: tuple[str, int] | None = None,
     ) -> None:
         self.instance = instance
         self.name = instance.name
@@ -74,6 +79,10 @@ class NodeLink:
         self._trouble = trouble
         self._python = python
         self._times = times
+        self._agent_start = agent_start
+        self._anchor = anchor
+        self._anchor_port: int | None = None  # the node's own port that leads to the anchor
+        self._forwarding: asyncio.Task[None] | None = None
         self._connection: asyncssh.SSHClientConnection | None = None
         self._channel: ssh.LineChannel | None = None
         self._link = Link()
@@ -168,6 +177,8 @@ class NodeLink:
                 finally:
                     self._detach()
         finally:
+            if self._forwarding is not None:
+                self._forwarding.cancel()
             if self._connection is not None:
                 self._connection.abort()
 
@@ -177,6 +188,7 @@ class NodeLink:
         if self._connection is None or self._connection.is_closed():
             self._connection = None
             self._connection = await ssh.connect(self._target(), max(self._times.grace_s, 1.0))
+            await self._forward(self._connection)
         connection = self._connection
         try:
             if self._fence_wanted or not self._socket_path:
@@ -196,10 +208,40 @@ class NodeLink:
         await self._greet(self._channel)
         return self._channel
 
+    async def _forward(self, connection: asyncssh.SSHClientConnection) -> None:
+        """Let the node reach the anchor through this connection: by the same port again, if it had one.
+
+        The node's sshd may not yet have noticed the end of the connection before, and hold the port for it:
+        then we ask again beside all else. What goes to the anchor (backups) can wait for a while.
+        """
+        if self._anchor is None:
+            return
+        if self._forwarding is not None:
+            self._forwarding.cancel()
+        if self._anchor_port is None:
+            try:
+                listener = await connection.forward_remote_port("127.0.0.1", 0, *self._anchor)
+            except (OSError, asyncssh.Error) as error:
+                raise ssh.SshError(f"{self.name}: its sshd does not forward ports: {error}") from error
+            self._anchor_port = listener.get_port()
+        else:
+            self._forwarding = asyncio.create_task(self._forward_again(connection, self._anchor_port))
+
+    async def _forward_again(self, connection: asyncssh.SSHClientConnection, port: int) -> None:
+        assert self._anchor is not None
+        while not connection.is_closed():
+            with contextlib.suppress(OSError, asyncssh.Error):
+                await connection.forward_remote_port("127.0.0.1", port, *self._anchor)
+                return
+            await asyncio.sleep(self._times.retry_s)
+
     async def _start_agent(self, connection: asyncssh.SSHClientConnection) -> None:
         times = self._times
+        python = shlex.quote(self._python)
+        if self._agent_start is not None:
+            python = await self._agent_start(connection, self.instance)
         command = (
-            f"exec {shlex.quote(self._python)} -P -m parcae_cli.agent --daemon"
+            f"exec {python} -P -m parcae_cli.agent --daemon"
             f" --lease-s {times.lease_s:g} --poll-s {times.poll_s:g} --mute-s {times.mute_s:g}"
         )
         reply = await ssh.run(connection, command, times.agent_start_s)
@@ -289,7 +331,7 @@ class NodeLink:
                 self._worker = incarnation
                 self._failures = 0
                 self.pids = (*self.pids[:1], int(hello.get("pid", 0)))
-                self._emit(WorkerJoined(self.name, hello))
+                self._emit(WorkerJoined(self.name, hello, self._anchor_port))
             return
         words = json.loads(payload)
         if words["t"] == "lost":

@@ -1,0 +1,60 @@
+"""Which clouds there are, and what a job needs to know of the one that it runs on.
+
+Each cloud has a module here with one function, `setup(request, spec, journal) -> ProviderSetup`. It is
+imported when a job on that cloud starts, so that nobody pays for the libraries of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from cloud.provider import SpotProvider
+from runtime.control.deploy import AgentStart
+from runtime.control.node_link import LinkTimes
+
+if TYPE_CHECKING:
+    from runtime.control.job import LaunchRequest
+    from runtime.control.journal import Journal
+    from runtime.planning.model import ModelSpec
+
+CLOUDS: Mapping[str, str] = {
+    "local": "runtime.control.providers.local",
+    "aws": "runtime.control.providers.aws",
+}
+
+
+@dataclass(frozen=True)
+class ProviderSetup:
+    """One job's way to its cloud.
+
+    `time_scale` is how many seconds of the cloud's time pass in a second (local: the trace's speed), and
+    `start_clock` lets them pass: it is called at the first committed step, or at the very start where
+    `clock_waits` is false. `poll_s` is how often the API is asked about the instances. `anchor_reachable`
+    says whether nodes can open connections to this machine; where they cannot, they reach its backup through
+    their SSH connection. `agent_start` None: nodes have these packages and this Python already.
+    """
+
+    provider: SpotProvider
+    time_scale: float = 1.0
+    start_clock: Callable[[], None] = lambda: None
+    clock_waits: bool = True
+    link_times: LinkTimes = field(default_factory=LinkTimes)
+    poll_s: float = 1.0
+    anchor_reachable: bool = True
+    agent_start: AgentStart | None = None
+
+
+def provider_setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) -> ProviderSetup:
+    """The setup for the request's cloud. Nothing is rented and nothing is asked yet.
+
+    Raises:
+        KeyError: there is no such cloud; the command line has checked.
+        CloudError: the cloud's library is missing, or there are no credentials or no region.
+        InputError: the fleet's settings are wrong.
+    """
+    setup: Any = import_module(CLOUDS[request.cloud]).setup
+    made: ProviderSetup = setup(request, spec, journal)
+    return made
