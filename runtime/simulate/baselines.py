@@ -13,6 +13,8 @@ from runtime.planning.types import Layout, MigrationKind
 from runtime.simulate.account import CHECKPOINTING, EFFECTIVE, LOST, MIGRATING, REDUNDANT
 from runtime.simulate.fleet import FleetRun
 
+MOST_HOLES = 0.25  # share of a pipeline's nodes that may be missing while their neighbours fill in
+
 
 @dataclass(frozen=True)
 class Stretch:
@@ -213,7 +215,7 @@ def redundancy(profile: Profile, model: RedundancyModel, costs: CostModel, trace
             debt_s = max(debt_s, pause_s)
         if not now:
             debt_s = 0.0
-            account.spend(stretch.start_s, stretch.end_s, stretch.held)
+            _thin(run, profile, model, stretch)
             continue
         uses = now * model.stages
         wait_s = min(debt_s, stretch.end_s - stretch.start_s)
@@ -229,6 +231,25 @@ def redundancy(profile: Profile, model: RedundancyModel, costs: CostModel, trace
             {EFFECTIVE: uses * share, REDUNDANT: uses * (1 - share)},
         )
     return run
+
+
+def _thin(run: FleetRun, profile: Profile, model: RedundancyModel, stretch: Stretch) -> None:
+    """Not enough nodes for one pipeline: one with holes goes on at half speed, its neighbours working twice.
+
+    With more than a quarter missing two neighbours are more likely missing than not, and then nothing runs.
+    """
+    if stretch.held < (1 - MOST_HOLES) * model.stages:
+        run.account.spend(stretch.start_s, stretch.end_s, stretch.held)
+        return
+    layout, share = Layout(1, model.stages), 1 / (1 + model.overhead)
+    run.account.spend(
+        stretch.start_s,
+        stretch.end_s,
+        stretch.held,
+        layout,
+        profile.samples_per_s(layout) * share / 2,
+        {EFFECTIVE: stretch.held * share, REDUNDANT: stretch.held * (1 - share)},
+    )
 
 
 def _rebuild(
