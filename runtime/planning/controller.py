@@ -5,39 +5,29 @@ A real job, a local job and a replay all call `step`; what they see is what was 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from runtime.planning.costs import NO_COST, Cost, CostModel
+from runtime.planning.costs import NO_COST, CostModel
 from runtime.planning.decide import Planner, Situation
+from runtime.planning.events import News, apply
 from runtime.planning.forecast import Forecaster, LastValue
-from runtime.planning.layout import Cuts
-from runtime.planning.migration import NOTHING, plan_moves
+from runtime.planning.migration import plan_moves
 from runtime.planning.profile import Profile
 from runtime.planning.programme import Foresight, Programme
+from runtime.planning.state import ControllerState
 from runtime.planning.types import (
     Command,
     Event,
-    GenerationLive,
-    IntervalElapsed,
     Layout,
-    MigrationFailed,
     MigrationKind,
     MigrationPlan,
-    NodeJoined,
-    NodeLost,
-    NodeNoticed,
-    NoticeWithdrawn,
-    Position,
     Reconfigure,
-    StateReported,
-    TrainingStopped,
     Wait,
 )
 
 MOST_LAYOUTS = 160  # that a plan for a whole trace weighs against each other
-MEMORY = 720  # intervals of availability that a controller remembers
 POLICIES = ("parcae", "parcae-oracle", "reactive", "offline-optimum")
 
 
@@ -82,35 +72,6 @@ class ControllerConfig:
 
 
 @dataclass(frozen=True)
-class ControllerState:
-    """All that a controller remembers.
-
-    `nodes` maps the nodes that are here to the deadline of their notice, None without one. `layout`, `cuts`
-    and `assignment` are those of the last live generation; `pending` is a plan that was commanded at
-    `pending_since_s` and is not live yet, `pending_cost` what it was expected to cost.
-    """
-
-    nodes: Mapping[str, float | None] = field(default_factory=dict)
-    holds: Mapping[str, frozenset[int]] = field(default_factory=dict)
-    layout: Layout | None = None
-    cuts: Cuts = ()
-    assignment: Mapping[str, Position] = field(default_factory=dict)
-    pending: MigrationPlan | None = None
-    pending_cost: Cost = NO_COST
-    pending_since_s: float = 0.0
-    generation: int = 0
-    started: bool = False
-    broken: bool = False
-    waiting: str = ""
-    history: tuple[int, ...] = ()
-
-    @property
-    def usable(self) -> tuple[str, ...]:
-        """Nodes that may take positions: those here and not about to go."""
-        return tuple(sorted(node for node, deadline_s in self.nodes.items() if deadline_s is None))
-
-
-@dataclass(frozen=True)
 class Decision:
     """What `step` decided, and what it saw: `availability` past, `forecast` ahead, `liveput` in samples/s."""
 
@@ -137,13 +98,13 @@ def initial_state(config: ControllerConfig) -> ControllerState:
 
 def step(config: ControllerConfig, state: ControllerState, events: Sequence[Event], now_s: float) -> Decision:
     """What to do about everything that happened at `now_s` (seconds, any clock that does not go back)."""
-    news = _News()
+    news = News()
     for event in events:
-        state = _apply(config, state, event, news)
+        state = apply(state, event, news)
     if not (news.forced or news.changed or news.interval):
         return Decision(state, (), "nothing to decide", state.history)
     pending_ok = state.pending is not None and not news.pending_broken
-    running_ok = _running(state)
+    running_ok = state.runs
     if state.broken and not pending_ok:
         news.forced = True
     if news.pending_broken:
@@ -151,10 +112,10 @@ def step(config: ControllerConfig, state: ControllerState, events: Sequence[Even
     situation = Situation(
         usable=len(state.usable),
         layout=state.layout,
-        survivors=_survivors(config, state),
+        survivors=state.survivors(),
         lost_positions=sum(node not in state.nodes for node in state.assignment),
         running=running_ok,
-        can_stay=(pending_ok or (running_ok and not _leaving(state))) and not news.forced,
+        can_stay=(pending_ok or (running_ok and not state.member_leaving)) and not news.forced,
         pending=state.pending.layout if state.pending is not None else None,
         pending_left=state.pending_cost.after(now_s - state.pending_since_s) if pending_ok else NO_COST,
         noticed=not news.unforeseen and running_ok,
@@ -171,161 +132,9 @@ def step(config: ControllerConfig, state: ControllerState, events: Sequence[Even
     )
 
 
-@dataclass
-class _News:
-    """What a batch of events means for the decision."""
-
-    changed: bool = False  # the fleet is not what it was
-    forced: bool = False  # training stands still, or will
-    unforeseen: bool = False  # a step in flight is lost
-    pending_broken: bool = False
-    interval: bool = False
-    causes: list[str] = field(default_factory=list)
-
-
-def _apply(config: ControllerConfig, state: ControllerState, event: Event, news: _News) -> ControllerState:
-    # one arm a kind of event; the type checker holds us to all of them
-    match event:
-        case NodeJoined(node=node):
-            if node in state.nodes:
-                return state
-            news.changed = True
-            news.causes.append(f"{node} joined")
-            return replace(
-                state, nodes={**state.nodes, node: None}, holds={**state.holds, node: NOTHING}, waiting=""
-            )
-        case NodeLost(node=node):
-            return _lose(state, node, news)
-        case NodeNoticed(node=node, deadline_s=deadline_s):
-            if node not in state.nodes:
-                return state
-            news.changed = True
-            news.causes.append(f"{node} will go")
-            if state.pending is not None and node in state.pending.assignment:
-                news.pending_broken = news.forced = True
-            elif state.pending is None and node in state.assignment:
-                news.forced = True
-            return replace(state, nodes={**state.nodes, node: deadline_s})
-        case NoticeWithdrawn(node=node):
-            if state.nodes.get(node) is None:
-                return state
-            news.changed = True
-            news.causes.append(f"{node} stays after all")
-            return replace(state, nodes={**state.nodes, node: None}, waiting="")
-        case StateReported(holds=reported):
-            state = replace(
-                state, holds={node: frozenset(reported.get(node, NOTHING)) for node in state.nodes}
-            )
-            if state.pending is not None and not _sources_hold(state):
-                news.pending_broken = news.forced = news.unforeseen = True
-                news.causes.append("the state is not where the plan needs it")
-            return state
-        case GenerationLive(generation=generation):
-            return _go_live(state, generation, news)
-        case MigrationFailed(generation=generation):
-            if state.pending is None or state.pending.generation != generation:
-                return state
-            news.pending_broken = news.changed = True
-            news.unforeseen = news.unforeseen or not _running(state)
-            news.causes.append(f"generation {generation} could not be built")
-            return state
-        case TrainingStopped():
-            news.pending_broken = news.forced = news.unforeseen = True
-            return replace(state, broken=True, waiting="")
-        case IntervalElapsed():
-            news.interval = True
-            seen = (*state.history, len(state.usable))
-            return replace(state, history=seen[-MEMORY:])
-
-
-def _lose(state: ControllerState, node: str, news: _News) -> ControllerState:
-    if node not in state.nodes:
-        return state
-    news.changed = True
-    news.causes.append(f"{node} lost")
-    was_running = _running(state)
-    state = replace(
-        state,
-        nodes={other: deadline_s for other, deadline_s in state.nodes.items() if other != node},
-        holds={other: held for other, held in state.holds.items() if other != node},
-    )
-    pending = state.pending
-    if pending is not None and (
-        node in pending.assignment or any(fetch.source == node for fetch in pending.fetches)
-    ):
-        news.pending_broken = news.forced = news.unforeseen = True
-    if node in state.assignment and was_running:
-        news.forced = news.unforeseen = True
-        # a change that was being prepared beside it has to start from what is left
-        news.pending_broken = news.pending_broken or pending is not None
-        state = replace(state, broken=True)
-    return state
-
-
-def _go_live(state: ControllerState, generation: int, news: _News) -> ControllerState:
-    plan = state.pending
-    if plan is None or plan.generation != generation:
-        return state
-    gone = any(node not in state.nodes for node in plan.assignment)
-    if gone:
-        news.forced = True
-    return replace(
-        state,
-        layout=plan.layout,
-        cuts=plan.cuts,
-        assignment=plan.assignment,
-        holds={
-            node: frozenset(plan.cuts[plan.assignment[node].stage]) if node in plan.assignment else NOTHING
-            for node in state.nodes
-        },
-        pending=None,
-        started=True,
-        broken=gone,
-        waiting="",
-    )
-
-
-def _running(state: ControllerState) -> bool:
-    """Whether the last live generation still trains: it exists and every member is here."""
-    return (
-        state.layout is not None
-        and not state.broken
-        and all(node in state.nodes for node in state.assignment)
-    )
-
-
-def _leaving(state: ControllerState) -> bool:
-    return any(state.nodes.get(node) is not None for node in state.assignment)
-
-
-def _sources_hold(state: ControllerState) -> bool:
-    assert state.pending is not None
-    return all(
-        fetch.source is None or fetch.layer in state.holds.get(fetch.source, NOTHING)
-        for fetch in state.pending.fetches
-    )
-
-
-def _survivors(config: ControllerConfig, state: ControllerState) -> tuple[int, ...]:
-    """For every stage of the last live layout, how many usable nodes hold all of it.
-
-    A stage that only a node about to go holds counts one: it can still be fetched from there.
-    """
-    if state.layout is None:
-        return ()
-    counts = []
-    usable = set(state.usable)
-    for stage in state.cuts:
-        layers = frozenset(stage)
-        holders = [node for node, held in state.holds.items() if layers <= held]
-        staying = sum(node in usable for node in holders)
-        counts.append(staying or min(1, len(holders)))
-    return tuple(counts)
-
-
 def _hold_still(config: ControllerConfig, state: ControllerState, forecast: tuple[float, ...]) -> Decision:
     why = config.profile.why_nothing_fits(len(state.usable))
-    if _running(state) and state.pending is None:
+    if state.runs and state.pending is None:
         # nodes that were noticed still work; train on them for as long as they last
         return Decision(state, (), why, state.history, forecast)
     if state.waiting == why:
@@ -337,7 +146,7 @@ def _hold_still(config: ControllerConfig, state: ControllerState, forecast: tupl
 def _command(
     config: ControllerConfig,
     state: ControllerState,
-    news: _News,
+    news: News,
     layout: Layout,
     why: str,
     forecast: tuple[float, ...],
@@ -351,7 +160,7 @@ def _command(
         state.holds,
         state.layout,
         state.assignment,
-        noticed=not news.unforeseen and _running(state),
+        noticed=not news.unforeseen and state.runs,
         started=state.started,
     )
     if news.causes:

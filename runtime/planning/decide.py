@@ -159,3 +159,10 @@ class Planner:
             situation.noticed,
         )
         return self.costs.cost(self.profile, change)
+
+    def warm_up(self, usable: int) -> None:
+        """Make the tables for about so many nodes now, off the path of a decision."""
+        if self.looks_ahead:
+            forecast = self.forecaster.forecast((usable, usable - 1, usable), self.lookahead, 0.0)
+            steps = steps_of(beyond(forecast.turns[: self.lookahead - 1]), self.interval_s)
+            self._programme(usable, None).values(steps, usable)

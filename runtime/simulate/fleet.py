@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from runtime.planning.controller import ControllerConfig, ControllerState, initial_state, step
+from runtime.planning.controller import ControllerConfig, initial_state, step
 from runtime.planning.costs import Cost, notice_lead_s
+from runtime.planning.state import ControllerState
 from runtime.planning.trace import ADD, KILL, Trace
 from runtime.planning.types import (
     Event,
