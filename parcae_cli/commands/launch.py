@@ -53,6 +53,17 @@ def launch(
     backup_every: Annotated[
         int, typer.Option(metavar="N", min=1, help="Steps between backups of the state.")
     ] = 10,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Keep durable checkpoints in this folder, the last step's too."),
+    ] = None,
+    checkpoint_every: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Steps between durable checkpoints.")
+    ] = 100,
+    start_from: Annotated[
+        str | None,
+        typer.Option("--from", metavar="CHECKPOINT", help="Continue this checkpoint, at any layout."),
+    ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -115,6 +126,9 @@ def launch(
         lookahead=lookahead,
         backup_every=backup_every,
         budget_usd=budget,
+        checkpoint=folder_of("--checkpoint", checkpoint),
+        checkpoint_every=checkpoint_every,
+        start_from=folder_of("--from", start_from, must_exist=True),
         corpus=files_of(data or []),
         template=load_template(model),
         cost_table=load_measured_costs(),
@@ -198,6 +212,18 @@ def check_trace(trace: str | None) -> Path | None:
         raise UsageError(f"--trace {trace}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"--trace {trace}: is not a text file", "Formats: parcae trace --help") from None
+    return path.resolve()
+
+
+def folder_of(option: str, named: str | None, must_exist: bool = False) -> Path | None:
+    """The folder that an option names, if it names one that can be used."""
+    if named is None:
+        return None
+    if "://" in named:
+        raise UsageError(f"{option} {named}: object stores are not in this version yet", "Give a folder")
+    path = Path(named).expanduser()
+    if (path.exists() and not path.is_dir()) or (must_exist and not path.exists()):
+        raise UsageError(f"{option} {named}: no such folder")
     return path.resolve()
 
 

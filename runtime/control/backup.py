@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import socket
 import threading
+from collections.abc import Mapping
 
 from runtime.control import wire
 
@@ -48,6 +49,18 @@ class Backup:
         with self._lock:
             blob = self._blobs[step][layer]
         return hashlib.sha256(memoryview(blob)[: len(blob) // 3]).hexdigest()
+
+    def copy(self, step: int) -> dict[int, bytearray] | None:
+        """The layers of a whole copy, not to be changed; None if there is none of that step."""
+        with self._lock:
+            layers = self._blobs.get(step, {})
+            return dict(layers) if len(layers) == self._layers else None
+
+    def load(self, step: int, layers: Mapping[int, bytes]) -> None:
+        """Take over a copy from elsewhere, all layers of it."""
+        with self._arrived:
+            self._blobs[step] = {layer: bytearray(blob) for layer, blob in layers.items()}
+            self._arrived.notify_all()
 
     def forget_after(self, step: int) -> None:
         """Drop what belongs to steps after `step`: the job went back, and those will be done again."""

@@ -24,6 +24,7 @@ from runtime.control.generations import (
     switch_messages,
 )
 from runtime.control.journal import JobState
+from runtime.control.keeper import CheckpointKeeper
 from runtime.control.phases import FleetPort, Phase, StartGate, StopRequest, next_batch
 from runtime.control.recorder import Recorder
 from runtime.control.roster import Roster
@@ -50,12 +51,13 @@ class Coordinator:
         fleet: FleetPort,
         backup: Backup,
         recorder: Recorder,
+        keeper: CheckpointKeeper,
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         """`on_ready` is called once, when the first step is committed or the first nodes prove too few."""
         self._training, self._config = training, config
         self._fleet, self._backup, self._recorder = fleet, backup, recorder
-        self._on_ready = on_ready
+        self._keeper, self._on_ready = keeper, on_ready
         self._state = controller.initial_state(config)
         self._roster = Roster()
         self._phase = Phase.WAITING
@@ -72,7 +74,7 @@ class Coordinator:
         self._corpus_digest = ""
         self._pace = Pace()
         self._pushes = PushSchedule(training.backup_every)
-        self.ledger = Ledger(training.model.training.mini_batch)
+        self.ledger = Ledger(training.model.training.mini_batch, committed_steps=training.first_step)
         self.stopped: StopRequest | None = None
 
     # ---- the loop --------------------------------------------------------------------------------------
@@ -95,6 +97,7 @@ class Coordinator:
             self._check_deadline()
             self._decide()
             self._recorder.refresh()
+            self._keeper.tick()
             if why := self._recorder.budget_spent():
                 self.request_stop(StopRequest(JobState.FAILED, why))
         return None if self.stopped is not None else self._digests.weights()
@@ -164,6 +167,7 @@ class Coordinator:
                 f"node {node} reads another text than the others: give every node the same files (--data)"
             )
         self._corpus_digest = message.corpus_digest
+        self._keeper.learn(message.parameters)
         self._roster.make_ready(node)
         self._planning.append(plan_types.NodeJoined(node))
         if node in self._roster.notices:

@@ -21,7 +21,8 @@ class LaunchRequest:
     files go. `template` is the content of the model's file, `cost_table` the measured costs of migrations,
     `fleet` the settings of the cloud (see templates/fleets). `max_hours` (of wall time) and
     `max_usd_per_hour` end the job as the budget does.
-    `faults` are scripted deaths, for tests.
+    `checkpoint` is the folder for durable checkpoints, one for every `checkpoint_every` steps, and
+    `start_from` one to continue. `faults` are scripted deaths, for tests.
     """
 
     name: str
@@ -42,6 +43,9 @@ class LaunchRequest:
     backup_every: int = 10
     budget_usd: float | None = None
     corpus: tuple[Path, ...] = ()
+    checkpoint: Path | None = None
+    checkpoint_every: int = 100
+    start_from: Path | None = None
     template: Mapping[str, Any] = field(default_factory=dict)
     cost_table: Mapping[str, Any] = field(default_factory=dict)
     faults: tuple[Mapping[str, Any], ...] = ()
@@ -54,6 +58,8 @@ class LaunchRequest:
         return asdict(self) | {
             "home": str(self.home),
             "trace": None if self.trace is None else str(self.trace),
+            "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
+            "start_from": None if self.start_from is None else str(self.start_from),
             "corpus": [str(path) for path in self.corpus],
         }
 

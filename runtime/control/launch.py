@@ -10,11 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 from cloud.provider import MaybeStillRunningError, SpotProvider
+from runtime.control import checkpoint
 from runtime.control.backup import Backup
+from runtime.control.checkpoint import Checkpoint
 from runtime.control.coordinator import Coordinator
 from runtime.control.fleet import Fleet
 from runtime.control.job import JobResult, LaunchRequest
 from runtime.control.journal import JobState, Journal
+from runtime.control.keeper import CheckpointKeeper
 from runtime.control.phases import StopRequest
 from runtime.control.providers import ProviderSetup, provider_setup
 from runtime.control.recorder import Bill, Recorder
@@ -22,9 +25,10 @@ from runtime.control.training import Training, TrainingError
 from runtime.control.wire import TOKEN_BYTES
 from runtime.planning.controller import ControllerConfig
 from runtime.planning.costs import measured_costs
+from runtime.planning.errors import InputError
 from runtime.planning.forecasters import forecaster_named
 from runtime.planning.model import ModelSpec, parse_model
-from runtime.planning.profile import estimated_profile
+from runtime.planning.profile import STATE_BYTES_PER_PARAM, estimated_profile
 
 # Called in the job's loop after every committed step, with the number of steps committed and the provider.
 Watch = Callable[[int, Any], None]
@@ -39,13 +43,14 @@ def run(request: LaunchRequest, watch: Watch | None = None) -> JobResult:
         MaybeStillRunningError: something may have been left running.
     """
     spec = parse_model(request.template, request.model)
+    start = read_start(request, spec)
     journal = Journal(request.home)
     setup = provider_setup(request, spec, journal)
     journal.create_job(request.name, request.as_json(), os.getpid())
     state = JobState.FAILED
     result: JobResult | None = None
     try:
-        result = asyncio.run(_Job(request, spec, setup, journal, watch).run())
+        result = asyncio.run(_Job(request, spec, setup, journal, start, watch).run())
         state = JobState(result.state)
         return result
     except KeyboardInterrupt:
@@ -56,6 +61,28 @@ def run(request: LaunchRequest, watch: Watch | None = None) -> JobResult:
         journal.close()
 
 
+def read_start(request: LaunchRequest, spec: ModelSpec) -> Checkpoint | None:
+    """The checkpoint that the job continues, if it is told to.
+
+    Raises:
+        InputError: it is not whole, is of another model, or has all the steps already.
+    """
+    if request.start_from is None:
+        return None
+    start = checkpoint.read(request.start_from)
+    sizes = {layer: len(blob) // STATE_BYTES_PER_PARAM for layer, blob in start.layers.items()}
+    if sizes != {layer: wanted.params for layer, wanted in enumerate(spec.layers)}:
+        raise InputError(
+            f"{request.start_from}: holds {len(sizes)} layers of {sum(sizes.values()):,} parameters; "
+            f"{spec.name} has {len(spec.layers)} of {spec.params:,}"
+        )
+    if start.step >= request.steps:
+        raise InputError(
+            f"{request.start_from}: stands at step {start.step}; give --steps above that, not {request.steps}"
+        )
+    return start
+
+
 class _Job:
     def __init__(
         self,
@@ -63,19 +90,32 @@ class _Job:
         spec: ModelSpec,
         setup: ProviderSetup,
         journal: Journal,
+        start: Checkpoint | None,
         watch: Watch | None,
     ) -> None:
         self._request, self._spec, self._journal = request, spec, journal
-        self._setup = setup
+        self._setup, self._start = setup, start
         self._token = secrets.token_bytes(TOKEN_BYTES)
         self._bill = Bill(setup.time_scale)
         provider: SpotProvider = setup.provider
         on_step = (lambda step: watch(step, provider)) if watch else None
-        self._recorder = Recorder(request, journal, self._bill, on_step)
+        first_step = start.step if start else 0
+        self._recorder = Recorder(request, journal, self._bill, first_step, on_step)
 
     async def run(self) -> JobResult:
         request = self._request
         backup = Backup(len(self._spec.layers), self._token)
+        keeper = CheckpointKeeper(
+            request.checkpoint,
+            request.checkpoint_every,
+            request.seed,
+            request.template,
+            backup,
+            self._recorder.event,
+        )
+        if self._start is not None:
+            backup.load(self._start.step, self._start.layers)
+            keeper.start_from(self._start.step)
         setup = self._setup
         fleet = Fleet(
             setup.provider,
@@ -88,7 +128,9 @@ class _Job:
             anchor=None if setup.anchor_reachable else (backup.host, backup.port),
         )
         config = self._controller()
-        coordinator = Coordinator(self._training(), config, fleet, backup, self._recorder, setup.start_clock)
+        coordinator = Coordinator(
+            self._training(), config, fleet, backup, self._recorder, keeper, setup.start_clock
+        )
         loop = asyncio.get_running_loop()
         interruption = StopRequest(JobState.INTERRUPTED, "interrupted by the user")
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -110,6 +152,7 @@ class _Job:
         finally:
             self._recorder.ending()
             try:
+                await keeper.finish(coordinator.ledger.committed_steps if state is JobState.DONE else 0)
                 await fleet.stop()
                 for instance in fleet.instances():
                     self._recorder.instance(instance)
@@ -132,6 +175,7 @@ class _Job:
             token=self._token,
             interval_s=request.interval_s / self._setup.time_scale,
             backup_every=request.backup_every,
+            first_step=self._start.step if self._start else 0,
             faults=[dict(fault) for fault in request.faults],
         )
 

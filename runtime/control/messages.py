@@ -62,6 +62,7 @@ class Configured(Message):
     t = "configured"
     samples: int
     corpus_digest: str
+    parameters: list[list[Any]] = field(default_factory=list)
     error: str = ""
 
 

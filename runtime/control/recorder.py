@@ -64,9 +64,11 @@ class Recorder:
         request: LaunchRequest,
         journal: Journal,
         bill: Bill,
+        first_step: int = 0,
         on_step: Callable[[int], None] | None = None,
     ) -> None:
         self._request, self._journal, self._bill = request, journal, bill
+        self._first_step = first_step
         self._on_step = on_step or (lambda step: None)
         self._began_s = time.time()
         self._folder = journal.job_folder(request.name)
@@ -134,11 +136,12 @@ class Recorder:
 
     def roll_back(self, step: int, undone: int) -> None:
         """The job went back to `step`: the lines of the steps after it are cut off, they will come again."""
-        if step < len(self._offsets):
+        kept = step - self._first_step
+        if kept < len(self._offsets):
             self._metrics.flush()
-            self._metrics.seek(self._offsets[step])
+            self._metrics.seek(self._offsets[kept])
             self._metrics.truncate()
-            del self._offsets[step:], self._losses[step:]
+            del self._offsets[kept:], self._losses[kept:]
         self._recent.clear()
         self._backup_step = step
         self.event(
@@ -251,7 +254,7 @@ class Recorder:
             "model": self._request.model,
             "cloud": self._request.cloud,
             "state": str(self._state),
-            "step": len(self._losses),
+            "step": self._first_step + len(self._losses),
             "steps": self._request.steps,
             "loss": self.final_loss,
             "loss_curve": _thinned(self._losses, 120),

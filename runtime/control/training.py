@@ -22,7 +22,10 @@ class TrainingError(Exception):
 
 @dataclass(frozen=True)
 class Training:
-    """What to train, and how the job is run. `interval_s` is in wall seconds."""
+    """What to train, and how the job is run. `interval_s` is in wall seconds.
+
+    `first_step` is above 0 where a checkpoint is continued.
+    """
 
     model: ModelSpec
     model_template: dict[str, Any]
@@ -33,6 +36,7 @@ class Training:
     interval_s: float
     backup_every: int
     exact: bool = True
+    first_step: int = 0
     faults: list[dict[str, Any]] = field(default_factory=list)
 
     def configure(self, node: str, backup: tuple[str, int], faults: list[dict[str, Any]]) -> Configure:

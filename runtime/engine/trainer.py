@@ -65,6 +65,14 @@ class Trainer:
             gpt.initialise_layer(state.module, self._shape, index, self._seed)
         return state
 
+    def parameters(self) -> list[list[Any]]:
+        """[layer, name, shape] of every tensor of the model, in the order of their place in the state."""
+        return [
+            [index, name, list(parameter.shape)]
+            for index in range(self._shape.layers + 2)
+            for name, parameter in gpt.build_layer(self._shape, index).named_parameters()
+        ]
+
     def enter(self, generation: Generation, step: int, arrived: Mapping[int, LayerState]) -> None:
         """Take the generation's position at `step`; `arrived` layers are installed, all of them at once."""
         if step != self.step:

@@ -145,7 +145,7 @@ class Worker:
             assert model.gpt is not None
             corpus = Corpus(message.corpus, model.gpt.seq)
         except (InputError, CorpusError) as error:
-            self._send(messages.Configured(0, "", str(error)))
+            self._send(messages.Configured(0, "", error=str(error)))
             return
         token = bytes.fromhex(message.token)
         self._faults = FaultInjector(message.node, message.faults)
@@ -155,7 +155,7 @@ class Worker:
             self._backup = Address(message.backup[0], message.backup[1])
             self._pusher = BackupPusher(self._backup, token)
         self._trainer.warm_up()
-        self._send(messages.Configured(corpus.samples, corpus.digest()))
+        self._send(messages.Configured(corpus.samples, corpus.digest(), self._trainer.parameters()))
 
     # ---- generations -----------------------------------------------------------------------------------
 

@@ -138,3 +138,14 @@ def test_too_few_nodes_are_waited_out(undisturbed: Finished, tmp_path: Path) -> 
     waits = [event for event in run.events if event["kind"] == "waiting"]
     assert len(waits) == 2
     assert "needs at least 2 nodes (1x2), 1 here" in waits[0]["why"]
+
+
+def test_a_checkpoint_is_continued_at_another_layout(undisturbed: Finished, tmp_path: Path) -> None:
+    """Half the steps on six nodes, the rest from the checkpoint on three: as if trained in one go."""
+    safe = tmp_path / "safe"
+    first = train(tmp_path, "first", nodes=6, steps=STEPS // 2, checkpoint=safe, checkpoint_every=10)
+    assert [path.name for path in sorted(safe.iterdir())][-1] == f"step-{STEPS // 2}"
+    rest = train(tmp_path, "rest", nodes=3, steps=STEPS, start_from=safe)
+    assert first.losses + rest.losses == undisturbed.losses
+    assert rest.result.weights_sha256 == undisturbed.result.weights_sha256
+    assert [line["step"] for line in rest.metrics] == list(range(STEPS // 2, STEPS))
