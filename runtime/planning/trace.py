@@ -60,6 +60,31 @@ class Trace:
         return tuple((time_s, tuple(group)) for time_s, group in groups)
 
     @cached_property
+    def lives(self) -> Trace:
+        """The same trace with a name of its own for every life of an instance.
+
+        An instance that comes again is another machine (`node3#2`); one that goes at the moment it comes
+        never was.
+        """
+        born: dict[str, tuple[int, float, str]] = {}  # where its add stands, when, and its unique name
+        times_seen: dict[str, int] = {}
+        kept: list[TraceEvent | None] = []
+        for event in self.events:
+            if event.action == ADD:
+                times_seen[event.name] = times_seen.get(event.name, 0) + 1
+                again = times_seen[event.name]
+                unique = event.name if again == 1 else f"{event.name}#{again}"
+                born[event.name] = (len(kept), event.time_s, unique)
+                kept.append(replace(event, name=unique))
+                continue
+            index, since_s, unique = born.pop(event.name)
+            if since_s == event.time_s:
+                kept[index] = None
+            else:
+                kept.append(replace(event, name=unique))
+        return Trace(self.name, tuple(event for event in kept if event is not None), self.end_s)
+
+    @cached_property
     def counts(self) -> tuple[tuple[float, int], ...]:
         """Availability after each instant with events."""
         count, result = 0, []

@@ -33,8 +33,11 @@ def stretches(trace: Trace) -> list[Stretch]:
     """The trace as stretches of constant availability."""
     found: list[Stretch] = []
     held = 0
+    trace = trace.lives
     ends = [time_s for time_s, _ in trace.instants[1:]] + [trace.end_s]
-    if trace.instants and trace.instants[0][0] > 0:
+    if not trace.instants:
+        return [Stretch(0.0, trace.end_s, 0, 0, 0, (), ())]
+    if trace.instants[0][0] > 0:
         found.append(Stretch(0.0, trace.instants[0][0], 0, 0, 0, (), ()))
     for (time_s, events), end_s in zip(trace.instants, ends, strict=True):
         came = tuple(event.name for event in events if event.action == ADD)

@@ -151,7 +151,7 @@ def _agenda(
     """What happens when, as a heap of (time_s, order within the time, what, instance)."""
     agenda: list[tuple[float, int, str, str]] = []
     added_s: dict[str, float] = {}
-    for event in trace.events:
+    for event in trace.lives.events:
         if event.action == ADD:
             added_s[event.name] = event.time_s
             agenda.append((event.time_s, 0, "held", event.name))

@@ -152,3 +152,15 @@ def test_interval_figures() -> None:
     trace = Trace("x", parse_trace(OWN, "x").events, 180)
     assert trace.interval_counts(60) == (2, 1, 1)
     assert trace.interval_means(60) == pytest.approx((2, 1.5, 1))
+
+
+def test_every_life_of_an_instance_has_a_name_of_its_own() -> None:
+    """One that comes again is another machine, and one that goes as it comes never was."""
+    rows = "0,add,a\n60,remove,a\n60,add,a\n90,add,b\n90,kill,b\n120,remove,a\n"
+    trace = parse_trace("time_s,event,instance\n" + rows, "x")
+    assert [(event.time_s, event.action, event.name) for event in trace.lives.events] == [
+        (0, "add", "a"),
+        (60, "remove", "a"),
+        (60, "add", "a#2"),
+        (120, "remove", "a#2"),
+    ]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from parcae_cli.replay_inputs import replay_setup
 from runtime.planning.errors import InputError
-from runtime.planning.trace import Trace, synthetic_trace
+from runtime.planning.trace import Trace, TraceEvent, synthetic_trace
 from runtime.planning.trace_formats import parse_trace
 from runtime.simulate.account import CATEGORIES, Account
 from runtime.simulate.compare import compare_forecasters
@@ -144,6 +144,44 @@ def test_forecasters_are_ranked_by_what_a_job_commits() -> None:
     assert [score.samples for score in scores] == sorted((score.samples for score in scores), reverse=True)
     assert {"last-value", "arima"} <= {score.name for score in scores}
     assert all(0 <= score.drop_recall <= 1 and score.l1_percent >= 0 for score in scores)
+
+
+moments = st.lists(
+    st.tuples(st.sampled_from([0.0, 0.5, 3.0, 20.0, 60.0, 300.0]), st.integers(0, 5), st.booleans()),
+    min_size=1,
+    max_size=40,
+)
+
+
+@given(
+    moments,
+    st.sampled_from(["gpt-tiny", "vgg19", "bert-large"]),
+    st.sampled_from([0.0, 30.0]),
+    st.sampled_from([0.0, 45.0]),
+)
+@settings(max_examples=25, deadline=None)
+def test_any_trace_can_be_replayed(
+    story: list[tuple[float, int, bool]], model: str, notice_s: float, boot_s: float
+) -> None:
+    """Instances that come and go at any time, come again, or go as they come: the books always balance."""
+    now_s, present, events = 0.0, set[str](), []
+    for wait_s, pick, killed in story:
+        now_s += wait_s
+        name = f"i{pick}"
+        if name in present:
+            events.append(TraceEvent(now_s, "kill" if killed else "remove", name))
+        else:
+            events.append(TraceEvent(now_s, "add", name))
+        present ^= {name}
+    trace = Trace("story", tuple(events), now_s + 100)
+    setup = _setup(trace, model, "measured", notice_s=notice_s, boot_s=boot_s, interval_s=17.3)
+    by_name = _by_name(setup)
+    for policy in by_name.values():
+        if policy.name != "on-demand":
+            assert sum(policy.gpu_hours.values()) == pytest.approx(trace.held_s(0, trace.end_s) / 3600)
+        assert min(policy.gpu_hours.values()) >= -1e-9
+    for name in CONTROLLED:
+        assert by_name[name].samples <= by_name["ideal"].samples * (1 + 1e-9)
 
 
 def test_unknown_policies_are_refused() -> None:
