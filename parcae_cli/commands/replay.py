@@ -50,7 +50,6 @@ def replay(
     from parcae_cli.render.output import print_json, text_console
     from parcae_cli.render.replay import as_object, comparison_object, comparison_table, replay_view
     from parcae_cli.replay_inputs import read_trace, replay_setup
-    from runtime.planning.forecasters import FORECASTERS
     from runtime.simulate.compare import compare_forecasters
     from runtime.simulate.replay import POLICIES
     from runtime.simulate.replay import replay as run
@@ -58,7 +57,7 @@ def replay(
     policies = POLICIES if policy == "all" else tuple(dict.fromkeys(policy.replace(" ", "").split(",")))
     whole = read_trace(trace, seed=seed)
     part = whole.sliced(start_minute, end_minute) if (start_minute, end_minute) != (None, None) else whole
-    first = next(iter(FORECASTERS)) if forecaster == "all" else forecaster
+    first = "default" if forecaster == "all" else forecaster
     setup = replay_setup(part, model, costs, first, interval, lookahead, history, notice, boot)
     with _Progress(shown=not as_json) as progress:
         if forecaster == "all":

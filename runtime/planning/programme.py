@@ -25,7 +25,7 @@ from runtime.planning.types import Layout
 Vector = npt.NDArray[np.float64]
 CLOSE_S = 15.0  # changes closer than this are one change to a plan for a whole trace
 MOST_CLASSES = 4  # a stage that loses more replicas at once than this is treated as if it lost this many
-REACH = 8  # how far from now an uncertain availability is followed, in instances
+REACH = 6  # how far from now an uncertain availability is followed, in instances
 
 
 @dataclass(frozen=True)
