@@ -16,7 +16,7 @@ from runtime.planning.types import Layout, MigrationKind
 
 SHELF = 16  # availabilities that share tables
 MOST_SHELVES = 64  # tables kept at once
-MOST_LAYOUTS = 48  # that one decision weighs against each other
+MOST_LAYOUTS = 32  # that one decision weighs against each other
 
 
 @dataclass(frozen=True)
