@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from cloud.types import Instance, LaunchReply, SshTarget
+from cloud.types import Instance, LaunchReply, OwnSshTarget, SshTarget
 
 
 class CloudError(Exception):
@@ -56,10 +56,19 @@ class SpotProvider(Protocol):
         """Ask for the end of these instances. Unknown and ended ones are no error."""
         ...
 
-    def ssh_target(self, instance: Instance) -> SshTarget:
+    def ssh_target(self, instance: Instance) -> SshTarget | OwnSshTarget:
         """How to reach a booted instance."""
         ...
 
     async def close(self) -> None:
         """End every instance of this job and give back what `start` made."""
+        ...
+
+
+@runtime_checkable
+class HearsOfTrouble(Protocol):
+    """A provider that has no API to ask, and learns from the fleet that a node may be gone."""
+
+    def suspect(self, name: str) -> None:
+        """The node cannot be reached: look after it now. Returns at once."""
         ...

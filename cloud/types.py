@@ -81,6 +81,21 @@ class SshTarget:
 
 
 @dataclass(frozen=True)
+class OwnSshTarget:
+    """A machine of the user's own, reached as their `ssh` reaches it: by their configuration (ProxyJump and
+    aliases included), their keys and agent, and the host keys that they know.
+
+    `config` is the path of the configuration, None: `~/.ssh/config`. Port and name of the user are what it
+    says, unless given here.
+    """
+
+    host: str
+    port: int | None = None
+    username: str | None = None
+    config: str | None = None
+
+
+@dataclass(frozen=True)
 class Instance:
     """One rented machine. `launched_s` is in Unix seconds; `token` is that of its request."""
 
@@ -105,8 +120,12 @@ class Instance:
 
 @dataclass(frozen=True)
 class LaunchReply:
-    """What a request for instances brought: those that were rented, and why the rest were not."""
+    """What a request for instances brought: those that were rented, and why the rest were not.
+
+    `shortage`, where it is not empty, is for a person: no pool has anything, and when we ask again.
+    """
 
     instances: tuple[Instance, ...]
     refused: int = 0
     why: str = ""
+    shortage: str = ""

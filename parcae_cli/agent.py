@@ -1,4 +1,4 @@
-"""`python -m parcae_cli.agent --daemon`: start the agent of the node that this runs on.
+"""`python -m parcae_cli.agent`: start the agent of the node that this runs on, reach it, or end it.
 
 Imports nothing heavy.
 """
@@ -14,15 +14,23 @@ from pathlib import Path
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and the node's own settings from the environment; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m parcae_cli.agent", description=__doc__)
-    parser.add_argument("--daemon", action="store_true", required=True, help="detach, print one JSON line")
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--daemon", action="store_true", help="start: detach, print one JSON line")
+    action.add_argument("--attach", type=Path, metavar="SOCKET", help="carry standard input and output to it")
+    action.add_argument("--end", action="store_true", help="end what runs here, remove the work folder")
     parser.add_argument("--folder", type=Path, default=Path(), help="work folder of the node")
     parser.add_argument("--lease-s", type=float, default=60.0, help="leave when nobody was heard for so long")
     parser.add_argument("--poll-s", type=float, default=5.0, help="period of looking for notices")
     parser.add_argument("--mute-s", type=float, default=3.0, help="kill a worker that is silent for so long")
     parsed = parser.parse_args(arguments)
 
+    if parsed.attach is not None:
+        from runtime.control.bridge import attach
+
+        return attach(parsed.attach)
+
     from runtime.control.agent import AgentOptions
-    from runtime.control.daemon import start_daemon
+    from runtime.control.daemon import end_node, start_daemon
 
     folder = parsed.folder.resolve()
     environment = os.environ
@@ -37,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lease_s=parsed.lease_s,
         mute_s=parsed.mute_s,
     )
-    return start_daemon(options)
+    return end_node(options) if parsed.end else start_daemon(options)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,16 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import sys
 import traceback
 from pathlib import Path
 
-from cloud.processes import Register
+from cloud.processes import Register, wait_until_gone
 from runtime.control.agent import Agent, AgentOptions
+
+_GONE_WITHIN_S = 3.0
+_LOG_BYTES = 65536
 
 
 def fence(folder: Path, register: Register) -> None:
@@ -47,6 +51,29 @@ def start_daemon(options: AgentOptions) -> int:
         return 1
     sys.stdout.write(line)
     sys.stdout.flush()
+    return 0
+
+
+def end_node(options: AgentOptions) -> int:
+    """SIGKILL every process on record in this folder and remove it; returns an exit code.
+
+    It prints one JSON line {"left","log"}: the processes that do not end, and the last of what was logged.
+    """
+    register = Register(options.register)
+    register.close()
+    left = wait_until_gone(register.kill(), _GONE_WITHIN_S)
+    log = ""
+    with contextlib.suppress(OSError), options.log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_BYTES))
+        log = file.read().decode(errors="replace")
+    print(json.dumps({"left": [record.pid for record in left], "log": log}), flush=True)
+    if left:
+        return 1
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        path = Path(json.loads((options.folder / "agent.json").read_text())["socket"])
+        if not path.is_relative_to(options.folder) and path.parent.name.startswith("parcae-"):
+            shutil.rmtree(path.parent)
+    shutil.rmtree(options.folder, ignore_errors=True)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import secrets
 import shlex
 import zipfile
 from collections.abc import Mapping
@@ -50,7 +51,7 @@ def source_archive() -> tuple[bytes, str]:
 
 @dataclass(frozen=True)
 class PushedSources:
-    """Start agents from a copy of our sources, pushed over SFTP once for each version and node.
+    """Start agents from a copy of our sources, pushed over SSH once for each version and node.
 
     `python` is the node's interpreter (with numpy and torch); `environment` is set for the agent and so for
     its workers. A value may use the node's own variables, as a shell would expand them.
@@ -69,7 +70,8 @@ class PushedSources:
 async def push_sources(connection: asyncssh.SSHClientConnection, python: str) -> str:
     """Put our sources in a folder below the user's home, and return its name.
 
-    The archive is unpacked beside its place and moved there whole, so a broken push leaves nothing half done.
+    The archive is unpacked beside its place and moved there whole, so a broken push leaves nothing half done,
+    and several that share a home may push at once.
 
     Raises:
         ssh.SshError: the node has no such Python, or the connection broke.
@@ -79,16 +81,14 @@ async def push_sources(connection: asyncssh.SSHClientConnection, python: str) ->
     there = await ssh.run(connection, f'test -d "$HOME/{folder}"', _UNPACK_TIMEOUT_S)
     if there.status == 0:
         return folder
-    try:
-        async with connection.start_sftp_client() as sftp, sftp.open(f"{folder}.zip", "wb") as file:
-            await file.write(archive)
-    except (OSError, asyncssh.Error) as error:
-        raise ssh.ConnectionLost(f"pushing our sources: {error}") from error
+    new = f"{folder}.{secrets.token_hex(4)}"
+    # By standard input, not SFTP: that may be switched off, or begin in another folder than the shell.
     unpack = (
-        f'cd "$HOME" && rm -rf {folder}.new && {shlex.quote(python)} -m zipfile -e {folder}.zip {folder}.new'
-        f" && mv -T {folder}.new {folder} && rm -f {folder}.zip"
+        f'cd "$HOME" && cat > {new}.zip && {shlex.quote(python)} -m zipfile -e {new}.zip {new}'
+        f" && {{ mv -T {new} {folder} 2>/dev/null || test -d {folder}; }};"
+        f" status=$?; rm -rf {new} {new}.zip; exit $status"
     )
-    reply = await ssh.run(connection, unpack, _UNPACK_TIMEOUT_S)
+    reply = await ssh.run(connection, unpack, _UNPACK_TIMEOUT_S, archive)
     if reply.status:
         raise ssh.CommandError(f"unpacking our sources with {python}: {reply.error.strip()[-500:]}")
     return folder

@@ -11,7 +11,15 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from cloud.provider import CloudError, MaybeStillRunningError, SpotProvider
+from cloud.provider import (
+    CloudError,
+    CredentialsError,
+    HearsOfTrouble,
+    MaybeStillRunningError,
+    NoCapacityError,
+    QuotaError,
+    SpotProvider,
+)
 from cloud.types import Instance, InstanceState, NoticeKind
 from runtime.control.deploy import AgentStart
 from runtime.control.fleet_events import (
@@ -43,6 +51,7 @@ __all__ = [
 _TICK_S = 0.2
 _FIRST_PAUSE_S = 0.05
 _ASK_AGAIN_S = 30.0
+_DENIED_S = 60.0
 _AGENTS_LEAVE_WITHIN_S = 1.0
 _LOG = logging.getLogger(__name__)
 
@@ -102,6 +111,8 @@ class Fleet:
         self._rent_task: asyncio.Task[None] | None = None
         self._tick_task: asyncio.Task[None] | None = None
         self._stopping = False
+        self._ended = asyncio.Event()
+        self._told = ""
         self._stopped: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -141,12 +152,17 @@ class Fleet:
     # --- renting
 
     async def _rent(self) -> None:
+        pause_s = self._poll_s
         while not self._stopping:
             try:
                 await self._keep_wanted()
             except CloudError as error:
-                self._emit(RentFailed(str(error), error))
-                await asyncio.sleep(self._poll_s)
+                self._tell_trouble(str(error), error)
+                # A quota and credentials change by a person's hand, if at all.
+                denied = isinstance(error, CredentialsError | QuotaError)
+                pause_s = min(2 * pause_s, _DENIED_S) if denied else self._poll_s
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._ended.wait(), pause_s)
             except Exception:  # noqa: BLE001 - renting must go on
                 _LOG.exception("renting failed in an unforeseen way")
                 await asyncio.sleep(self._poll_s)
@@ -201,7 +217,18 @@ class Fleet:
             self._journal.outcome(token, f"{names or 'none'}; refused {reply.refused} {reply.why}".rstrip())
         for instance in reply.instances:
             self._see(instance)
+        if reply.shortage:
+            self._tell_trouble(reply.shortage, NoCapacityError(reply.shortage))
+        elif reply.instances:
+            self._told = ""
         return len(reply.instances)
+
+    def _tell_trouble(self, why: str, error: CloudError) -> None:
+        """Once, not at every attempt; seconds that count down are no news."""
+        gist = "".join(char for char in why if not char.isdigit())
+        if gist != self._told:
+            self._told = gist
+            self._emit(RentFailed(why, error))
 
     async def _wait(self, capacity: asyncio.Task[None] | None) -> None:
         """Until something changes, capacity comes, or it is time to look after the instances."""
@@ -288,6 +315,8 @@ class Fleet:
     def _trouble(self, node: str, why: str) -> None:
         """A link cannot reach its node: have the provider asked what it knows."""
         _LOG.debug("%s: %s", node, why)
+        if isinstance(self._provider, HearsOfTrouble):
+            self._provider.suspect(node)
         self._changed.set()
 
     def _record(self, instance: Instance, pids: Sequence[int]) -> None:
@@ -320,6 +349,7 @@ class Fleet:
 
     async def _stop(self) -> None:
         self._stopping = True
+        self._ended.set()
         self._changed.set()
         if self._rent_task is not None:
             # A request under way is let finish, so that what it rents is known; a slow one is cut off: its

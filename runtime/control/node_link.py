@@ -26,7 +26,7 @@ from typing import Any
 
 import asyncssh
 
-from cloud.types import Instance, Notice, NoticeKind, SshTarget
+from cloud.types import Instance, Notice, NoticeKind, OwnSshTarget, SshTarget
 from runtime.control import ssh
 from runtime.control.deploy import AgentStart
 from runtime.control.fleet_events import (
@@ -62,7 +62,7 @@ class NodeLink:
         self,
         instance: Instance,
         controller_id: str,
-        target: Callable[[], SshTarget],
+        target: Callable[[], SshTarget | OwnSshTarget],
         emit: Callable[[FleetEvent], None],
         trouble: Callable[[str, str], None],
         python: str,
@@ -77,7 +77,6 @@ class NodeLink:
         self._target = target
         self._emit = emit
         self._trouble = trouble
-        self._python = python
         self._times = times
         self._agent_start = agent_start
         self._anchor = anchor
@@ -88,6 +87,9 @@ class NodeLink:
         self._link = Link()
         self._agent_id = ""
         self._socket_path = ""
+        self._python_words = shlex.quote(python)  # what starts Python there, in the words of its shell
+        self._agent_is_new = False  # it has just said that it listens
+        self._bridged = False  # the node's sshd does not forward sockets
         self._over = False
         self._greeted = False
         self._greeting = asyncio.Event()
@@ -173,7 +175,9 @@ class NodeLink:
                     if isinstance(error, ssh.RefusedError):
                         self._lose(str(error))
                     self._trouble(self.name, str(error))
-                    await asyncio.sleep(self._times.retry_s)
+                    # a command that failed will fail again: at a lost connection we may be quicker
+                    slower = 10 if isinstance(error, ssh.CommandError) else 1
+                    await asyncio.sleep(self._times.retry_s * slower)
                 finally:
                     self._detach()
         finally:
@@ -194,11 +198,12 @@ class NodeLink:
             if self._fence_wanted or not self._socket_path:
                 await self._start_agent(connection)
             try:
-                self._channel = await ssh.open_lines(connection, self._socket_path, self._times.grace_s)
+                self._channel = await self._open(connection)
             except ssh.RefusedError:
                 self._lose("the node's agent has died")
                 await self._start_agent(connection)
-                self._channel = await ssh.open_lines(connection, self._socket_path, self._times.grace_s)
+                self._channel = await self._open(connection)
+            self._agent_is_new = False
         except ssh.CommandError:
             raise
         except ssh.SshError:
@@ -207,6 +212,25 @@ class NodeLink:
             raise
         await self._greet(self._channel)
         return self._channel
+
+    async def _open(self, connection: asyncssh.SSHClientConnection) -> ssh.LineChannel:
+        """The stream to the agent's socket.
+
+        An sshd that does not forward sockets says no more than one behind whose socket nobody listens. So if
+        a new agent, which has just told us that it listens, cannot be reached, a command there is the way.
+        """
+        if not self._bridged:
+            try:
+                return await ssh.open_lines(connection, self._socket_path, self._times.grace_s)
+            except ssh.RefusedError:
+                if not self._agent_is_new:
+                    raise
+        times = self._times
+        channel = await ssh.open_bridge(
+            connection, self._python_words, self._socket_path, times.agent_start_s
+        )
+        self._bridged = True
+        return channel
 
     async def _forward(self, connection: asyncssh.SSHClientConnection) -> None:
         """Let the node reach the anchor through this connection: by the same port again, if it had one.
@@ -221,8 +245,11 @@ class NodeLink:
         if self._anchor_port is None:
             try:
                 listener = await connection.forward_remote_port("127.0.0.1", 0, *self._anchor)
-            except (OSError, asyncssh.Error) as error:
-                raise ssh.SshError(f"{self.name}: its sshd does not forward ports: {error}") from error
+            except (OSError, asyncssh.Error, asyncssh.ChannelListenError) as error:
+                connection.abort()
+                raise ssh.SshError(
+                    f"{self.name}: its sshd does not forward ports (AllowTcpForwarding): {error}"
+                ) from error
             self._anchor_port = listener.get_port()
         else:
             self._forwarding = asyncio.create_task(self._forward_again(connection, self._anchor_port))
@@ -230,18 +257,17 @@ class NodeLink:
     async def _forward_again(self, connection: asyncssh.SSHClientConnection, port: int) -> None:
         assert self._anchor is not None
         while not connection.is_closed():
-            with contextlib.suppress(OSError, asyncssh.Error):
+            with contextlib.suppress(OSError, asyncssh.Error, asyncssh.ChannelListenError):
                 await connection.forward_remote_port("127.0.0.1", port, *self._anchor)
                 return
             await asyncio.sleep(self._times.retry_s)
 
     async def _start_agent(self, connection: asyncssh.SSHClientConnection) -> None:
         times = self._times
-        python = shlex.quote(self._python)
         if self._agent_start is not None:
-            python = await self._agent_start(connection, self.instance)
+            self._python_words = await self._agent_start(connection, self.instance)
         command = (
-            f"exec {python} -P -m parcae_cli.agent --daemon"
+            f"exec {self._python_words} -P -m parcae_cli.agent --daemon"
             f" --lease-s {times.lease_s:g} --poll-s {times.poll_s:g} --mute-s {times.mute_s:g}"
         )
         reply = await ssh.run(connection, command, times.agent_start_s)
@@ -255,6 +281,7 @@ class NodeLink:
                 f"the agent of {self.name} did not start (exit {reply.status}): {said}"
             ) from error
         self._fence_wanted = False
+        self._agent_is_new = True
 
     async def _greet(self, channel: ssh.LineChannel) -> None:
         """Say who we are and what we have, and wait for the same: a stopped agent's socket still connects."""

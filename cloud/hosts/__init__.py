@@ -1,0 +1,1 @@
+"""Machines that one already has, reached over SSH: nothing is rented, some are up and some are not."""

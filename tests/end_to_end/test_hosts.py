@@ -1,0 +1,88 @@
+"""A job on machines of one's own, behind real OpenSSH servers: one dies and comes back, nothing is lost."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.end_to_end.harness import SEED, Finished, processes_of, train
+from tests.end_to_end.sshd import Rack, python_without_parcae, rack
+
+pytestmark = pytest.mark.timeout(150)
+
+STEPS = 120
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The run that every other one must equal: four local nodes, nothing happens."""
+    return train(tmp_path_factory.mktemp("undisturbed"), "base", nodes=4, steps=STEPS, seed=SEED)
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[Rack]:
+    """A rack without machines yet."""
+    with rack(tmp_path / "rack") as made:
+        yield made
+
+
+def train_on(machines: Rack, home: Path, watch: Any = None, **options: Any) -> Finished:
+    """Run gpt-tiny on the machines."""
+    fleet = {"hosts": str(machines.hosts_toml())}
+    options = {"nodes": len(machines.machines), "steps": STEPS, **options}
+    return train(home, "mine", watch, cloud="hosts", fleet=fleet, **options)
+
+
+def assert_equal(run: Finished, base: Finished, machines: Rack) -> None:
+    """Nothing lost, nothing repeated, the same losses and weights, and nothing left on the machines."""
+    result = run.result
+    assert result.state == "done", result.why
+    assert (result.samples_lost, result.samples_repeated) == (0, 0)
+    assert [line["step"] for line in run.metrics] == list(range(result.steps))
+    assert run.losses == base.losses
+    assert result.weights_sha256 == base.result.weights_sha256
+    for machine in machines.machines.values():
+        assert processes_of(machine.home) == []
+        assert list(machine.home.glob(".cache/parcae/nodes/*")) == []
+
+
+def has_joined_again(home: Path, node: str) -> bool:
+    """Whether a node has joined twice."""
+    return (home / "jobs/mine/events.jsonl").read_text().count(f"{node} joined") >= 2
+
+
+def test_a_machine_dies_and_comes_back(undisturbed: Finished, machines: Rack, tmp_path: Path) -> None:
+    """Its death is a preemption, its return an allocation, and the weights are those of a quiet run.
+
+    One machine is behind a jump host and has no Parcae, one does not forward sockets: the job does not mind.
+    """
+    machines.add("alpha")
+    beta = machines.add("beta")
+    machines.add("gamma", {"AllowStreamLocalForwarding": "no"})
+    delta = machines.add("delta", extra="  ProxyJump alpha\n")
+    delta.python = python_without_parcae(tmp_path / "venv")
+    again: list[threading.Thread] = []
+
+    def disturb(step: int, provider: Any) -> None:
+        if step == 10:
+            beta.die()
+        if step == 20:
+            again.append(threading.Thread(target=beta.start))
+            again[0].start()
+        if step > 20 and not has_joined_again(tmp_path / "home", "beta"):
+            time.sleep(0.1)  # a worker needs some seconds to load torch, and steps are short
+
+    run = train_on(machines, tmp_path / "home", disturb)
+    again[0].join()
+    assert_equal(run, undisturbed, machines)
+    lost = {node for record in run.result.migrations for node in record.nodes_lost}
+    joined = {node for record in run.result.migrations for node in record.nodes_joined}
+    assert "beta" in lost
+    assert "beta" in joined
+    pushed = {name for name, machine in machines.machines.items() if list(machine.home.glob(".parcae-*"))}
+    assert pushed == {"delta"}, "the others have the same sources installed"
