@@ -75,6 +75,7 @@ _CODES: tuple[tuple[str, str, int], ...] = (
     ("cloud.provider", "MaybeStillRunningError", MAY_BE_RUNNING),
     ("cloud.provider", "CloudError", FAILED),
     ("runtime.planning.errors", "InputError", USAGE),
+    ("cloud.hosts.inventory", "InventoryError", USAGE),
     ("runtime.control.journal", "JobExistsError", USAGE),
     ("runtime.control.journal", "UnknownJobError", USAGE),
     ("runtime.control.journal", "JournalError", FAILED),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,11 @@ from cloud.provider import CloudError, MaybeStillRunningError
 from cloud.types import Instance, InstanceState, LaunchReply, OwnSshTarget
 
 _FIRST_LOOK_S = 3.0
+
+
+def run_of(instance: Instance) -> str:
+    """The run that took an instance, by its id (NAME-RUN-NUMBER)."""
+    return instance.id.rsplit("-", 2)[1]
 
 
 class HostRefusesError(CloudError):
@@ -87,13 +91,14 @@ class HostsProvider:
     """A SpotProvider over hosts of one's own. Nothing is provisioned, and nothing is switched off."""
 
     def __init__(
-        self, job: str, hosts: Sequence[Host], access: HostAccess, times: HostTimes | None = None
+        self, job: str, run: str, hosts: Sequence[Host], access: HostAccess, times: HostTimes | None = None
     ) -> None:
+        """`run` tells this run from others of the job's name; it is in the ids of instances."""
         self._job = job
+        self._run = run
         self._access = access
         self._times = times or HostTimes()
         self._seats = {host.name: _Seat(host) for host in hosts}
-        self._run = secrets.token_hex(4)
         self._launches = 0
         self._ended: list[Instance] = []
         self._replies: dict[str, LaunchReply] = {}

@@ -7,13 +7,13 @@ import functools
 import json
 import secrets
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import asyncssh
 
 from cloud.hosts.inventory import Host, InventoryError, read_inventory
-from cloud.hosts.provider import HostRefusesError, HostsProvider, HostTimes
+from cloud.hosts.provider import HostRefusesError, HostsProvider, HostTimes, run_of
 from cloud.provider import CloudError
 from cloud.types import Instance
 from runtime.control import probe, ssh
@@ -43,13 +43,46 @@ def setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) -> Provider
         hosts = read_inventory(Path(request.fleet["hosts"]))
     except InventoryError as error:
         raise InputError(str(error)) from error
-    nodes = HostNodes(request.name, hosts, journal.job_folder(request.name) / "logs")
+    run = secrets.token_hex(4)
+    nodes = HostNodes(request.name, run, hosts, journal.job_folder(request.name) / "logs")
     return ProviderSetup(
-        HostsProvider(request.name, hosts, nodes, HOST_TIMES),
+        HostsProvider(request.name, run, hosts, nodes, HOST_TIMES),
         link_times=LINK_TIMES,
         anchor_reachable=False,
         agent_start=nodes,
     )
+
+
+def sweep(
+    job: str, hosts: Path, instances: Sequence[Instance], logs: Path
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """End what a job whose launcher was killed has left on its hosts: the hosts that are clear now, and those
+    of which that cannot be said, with the reason.
+
+    Raises:
+        InputError: the file of hosts is not what it was.
+    """
+    try:
+        known = {host.name: host for host in read_inventory(hosts)}
+    except InventoryError as error:
+        raise InputError(str(error)) from error
+
+    async def clear(instance: Instance) -> str:
+        if instance.name not in known:
+            return f"host {instance.name}: {hosts} does not name it any more"
+        nodes = HostNodes(job, run_of(instance), tuple(known.values()), logs)
+        try:
+            await nodes.clear_leftovers(known[instance.name], instance)
+        except CloudError as error:
+            return f"host {instance.name}: {error}"
+        return ""
+
+    async def clear_all() -> list[str]:
+        return await asyncio.gather(*map(clear, instances))
+
+    doubts = dict(zip((instance.name for instance in instances), asyncio.run(clear_all()), strict=True))
+    cleared = tuple(name for name, doubt in doubts.items() if not doubt)
+    return cleared, tuple(doubt for doubt in doubts.values() if doubt)
 
 
 class HostNodes:
@@ -60,10 +93,10 @@ class HostNodes:
     one, so that a new agent finds and ends what an old one left.
     """
 
-    def __init__(self, job: str, hosts: tuple[Host, ...], logs: Path) -> None:
+    def __init__(self, job: str, run: str, hosts: tuple[Host, ...], logs: Path) -> None:
         self._hosts: Mapping[str, Host] = {host.name: host for host in hosts}
         self._logs = logs
-        self._suffix = f"{job}.{secrets.token_hex(4)}"
+        self._prefix = f"{job}.{run}"
         self._words: dict[str, str] = {}  # by host: what starts Python in its work folder
 
     async def knock(self, host: Host) -> None:
@@ -72,16 +105,34 @@ class HostNodes:
 
     async def clear(self, host: Host, instance: Instance) -> None:
         """End what runs in the host's work folder, keep its log, and remove the folder."""
-        if host.name not in self._words:
-            return  # no agent was ever started there
+        if host.name in self._words:  # else no agent was ever started there
+            connection = await self._connect(host)
+            try:
+                await self._clear(connection, host)
+            finally:
+                connection.close()
+
+    async def clear_leftovers(self, host: Host, instance: Instance) -> None:
+        """The same, when it was another process that started the agent.
+
+        Raises:
+            CloudError: as for `clear`.
+        """
         connection = await self._connect(host)
+        try:
+            await self(connection, instance)
+            await self._clear(connection, host)
+        except ssh.SshError as error:
+            raise CloudError(str(error)) from error
+        finally:
+            connection.close()
+
+    async def _clear(self, connection: asyncssh.SSHClientConnection, host: Host) -> None:
         try:
             command = f"exec {self._words[host.name]} -P -m parcae_cli.agent --end"
             reply = await ssh.run(connection, command, _CLEAR_TIMEOUT_S)
         except ssh.SshError as error:
             raise CloudError(str(error)) from error
-        finally:
-            connection.close()
         try:
             words = json.loads(reply.output)
             left = [str(pid) for pid in words["left"]]
@@ -111,7 +162,7 @@ class HostNodes:
         sources = None
         if not await self._has_sources(connection, host):
             sources = await push_sources(connection, host.python)
-        self._words[host.name] = start_words(host, f"{self._suffix}.{host.name}", sources)
+        self._words[host.name] = start_words(host, f"{self._prefix}.{host.name}", sources)
         return self._words[host.name]
 
     async def _has_sources(self, connection: asyncssh.SSHClientConnection, host: Host) -> bool:
