@@ -104,6 +104,9 @@ def end_job(journal: Journal, record: JobRecord) -> Ended:
     if record.launcher_alive and was_running and record.pid != os.getpid() and not _stop(record):
         doubtful.append(f"launcher of {record.name} (process {record.pid})")
     killed, left = _sweep(journal.job_folder(record.name))
+    if record.spec.get("cloud") == "hosts" and not doubtful:
+        cleared, unclear = _sweep_hosts(journal, record)
+        killed, left = [*killed, *cleared], [*left, *unclear]
     doubtful += [f"{record.name}: {what}" for what in left]
     if not doubtful:
         _close(journal, record.name)
@@ -141,6 +144,18 @@ def _sweep(folder: Path) -> tuple[list[str], list[str]]:
         [f"{what.role} {what.pid} of {what.node}" for what in found] for found in sweep(folder)
     )
     return killed, doubtful
+
+
+def _sweep_hosts(journal: Journal, record: JobRecord) -> tuple[list[str], list[str]]:
+    """End what the job has left on hosts of the user's own, as `_sweep` does on this machine."""
+    from runtime.control.providers.hosts import sweep
+
+    instances = [row.instance for row in journal.instances(record.name, live_only=True)]
+    if not instances:
+        return [], []
+    logs = journal.job_folder(record.name) / "logs"
+    cleared, unclear = sweep(record.name, Path(record.spec["fleet"]["hosts"]), instances, logs)
+    return [f"what ran on {name}" for name in cleared], list(unclear)
 
 
 def _close(journal: Journal, job: str) -> None:

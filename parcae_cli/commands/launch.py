@@ -14,8 +14,8 @@ from parcae_cli.errors import FailedError, Interrupted, UsageError
 if TYPE_CHECKING:
     from runtime.control.job import JobResult, LaunchRequest
 
-CLOUDS = ("local",)
-PLANNED_CLOUDS = ("aws", "gcp", "hosts")
+CLOUDS = ("local", "hosts")
+PLANNED_CLOUDS = ("aws", "gcp")
 POLICIES = ("parcae", "reactive")
 
 
@@ -24,8 +24,13 @@ def launch(
         str, typer.Argument(metavar="MODEL", help="A name from `parcae models`, or a .toml file of your own.")
     ],
     cloud: Annotated[
-        str, typer.Option(metavar="CLOUD", help="Where to rent nodes; `local` is this machine.")
+        str,
+        typer.Option(metavar="CLOUD", help="Where nodes are: `local` is this machine, `hosts` are yours."),
     ] = "local",
+    hosts: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Hosts only: the file that names your machines."),
+    ] = None,
     nodes: Annotated[int, typer.Option(metavar="N", min=1, help="How many nodes are wanted.")] = 8,
     trace: Annotated[
         str | None,
@@ -94,6 +99,7 @@ def launch(
 
     refuse_modules_in(Path.cwd())
     check_cloud(cloud, trace)
+    fleet = check_hosts(cloud, hosts)
     for option, value in (("--speed", speed), ("--interval", interval), ("--budget", budget)):
         if value is not None and not 0 < value < float("inf"):
             raise UsageError(f"{option} {value:g}: must be above 0")
@@ -114,6 +120,7 @@ def launch(
         model=str(Path(model).resolve()) if model.endswith(".toml") else model,
         home=home,
         cloud=cloud,
+        fleet=fleet,
         nodes=nodes,
         trace=check_trace(trace),
         speed=speed,
@@ -179,6 +186,26 @@ def check_cloud(cloud: str, trace: str | None) -> None:
         raise UsageError(f"--cloud {cloud}: no such cloud", f"There is: {', '.join(CLOUDS)}")
     if trace is not None and cloud != "local":
         raise UsageError(f"--trace is for --cloud local; {cloud} decides by itself which nodes there are")
+
+
+def check_hosts(cloud: str, hosts: str | None) -> dict[str, str]:
+    """The fleet's settings: where the file of hosts is, for the cloud that is made of them.
+
+    Raises:
+        UsageError: there is a file and no use for it, or the other way round.
+        InventoryError: the file is wrong.
+    """
+    if (cloud == "hosts") != (hosts is not None):
+        raise UsageError(
+            "--cloud hosts and --hosts FILE belong together", "Example: --cloud hosts --hosts hosts.toml"
+        )
+    if hosts is None:
+        return {}
+    from cloud.hosts.inventory import read_inventory
+
+    path = Path(hosts).expanduser()
+    read_inventory(path)
+    return {"hosts": str(path.resolve())}
 
 
 def check_model(model: str) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -86,3 +90,53 @@ def test_a_machine_dies_and_comes_back(undisturbed: Finished, machines: Rack, tm
     assert "beta" in joined
     pushed = {name for name, machine in machines.machines.items() if list(machine.home.glob(".parcae-*"))}
     assert pushed == {"delta"}, "the others have the same sources installed"
+
+
+def test_a_cut_connection_costs_nothing(undisturbed: Finished, machines: Rack, tmp_path: Path) -> None:
+    """Every connection to a machine breaks twice: its agent and worker live on, and are attached to again."""
+    machines.add("alpha")
+    machines.add("beta", {"AllowStreamLocalForwarding": "no", "Subsystem": "none /bin/false"})
+
+    def cut(step: int, provider: Any) -> None:
+        if step in (20, 60):
+            for machine in machines.machines.values():
+                machine.cut()
+
+    run = train_on(machines, tmp_path / "home", cut)
+    assert_equal(run, undisturbed, machines)
+    assert not any(event["kind"] == "lost" for event in run.events)
+
+
+def test_what_a_killed_launcher_left_is_ended_by_down(machines: Rack, tmp_path: Path) -> None:
+    """SIGKILL of `parcae launch`, then `parcae down`: no process and no file is left, and down says so."""
+    machines.add("alpha")
+    machines.add("beta")
+    home = tmp_path / "home"
+    environment = {**os.environ, "PARCAE_HOME": str(home)}
+    command = [sys.executable, "-P", "-m", "parcae_cli.main", "launch", "gpt-tiny", "--name", "mine"]
+    command += ["--cloud", "hosts", "--hosts", str(machines.hosts_toml()), "--nodes=2", "--steps=100000"]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path
+    ) as launcher:
+        metrics = home / "jobs/mine/metrics.jsonl"
+        deadline_s = time.monotonic() + 60
+        while not (metrics.exists() and metrics.stat().st_size):
+            assert launcher.poll() is None
+            assert time.monotonic() < deadline_s, "training has not started"
+            time.sleep(0.05)
+        launcher.kill()
+    assert processes_of(machines.machines["alpha"].home)
+    down = subprocess.run(
+        [sys.executable, "-P", "-m", "parcae_cli.main", "down", "mine", "--json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+    )
+    assert down.returncode == 0, down.stderr
+    (ended,) = json.loads(down.stdout)["jobs"]
+    assert ended["killed"] == ["what ran on alpha", "what ran on beta"]
+    for machine in machines.machines.values():
+        assert processes_of(machine.home) == []
+        assert list(machine.home.glob(".cache/parcae/nodes/*")) == []

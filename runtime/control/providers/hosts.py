@@ -25,12 +25,12 @@ from runtime.control.providers import ProviderSetup
 from runtime.planning.errors import InputError
 from runtime.planning.model import ModelSpec
 
-LINK_TIMES = LinkTimes(boot_s=45.0, agent_start_s=60.0, lease_s=30.0, poll_s=1.0, close_s=20.0)
+LINK_TIMES = LinkTimes(boot_s=45.0, agent_start_s=60.0, lease_s=30.0, poll_s=1.0, close_s=12.0)
 HOST_TIMES = HostTimes(knock_s=2.0, lease_s=LINK_TIMES.lease_s)
 _OLDEST_PYTHON = (3, 11)
 _PROBE_TIMEOUT_S = 30.0
-_CLEAR_TIMEOUT_S = 15.0
-_KNOCK_TIMEOUT_S = 5.0
+_CLEAR_TIMEOUT_S = 7.0
+_KNOCK_TIMEOUT_S = 4.0
 
 
 def setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) -> ProviderSetup:
