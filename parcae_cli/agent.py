@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         poll_s=parsed.poll_s,
         lease_s=parsed.lease_s,
         mute_s=parsed.mute_s,
+        lease_file=Path(environment["PARCAE_LEASE_FILE"]) if "PARCAE_LEASE_FILE" in environment else None,
     )
     return end_node(options) if parsed.end else start_daemon(options)
 

@@ -39,9 +39,23 @@ def remove_folder(folder: Path) -> None:
 
 
 class LocalNode:
-    """A machine made of processes. `start` boots it, `kill` is the power switch."""
+    """A machine made of processes. `start` boots it, `kill` is the power switch.
 
-    def __init__(self, instance: Instance, folder: Path, log: Path, client_key: asyncssh.SSHKey) -> None:
+    It listens for SSH on `host`, any address of the loopback network, and shows `host_key` (a new one, if
+    none is given). Of `client_key` the public half is enough, unless `ssh_target` is asked for.
+    """
+
+    def __init__(
+        self,
+        instance: Instance,
+        folder: Path,
+        log: Path,
+        client_key: asyncssh.SSHKey,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        host_key: asyncssh.SSHKey | None = None,
+    ) -> None:
         self.instance = instance
         self.folder = folder
         self.log = log
@@ -49,7 +63,8 @@ class LocalNode:
         self.register = Register(folder / "pgids")
         self.metadata = MetadataService(instance.id, instance.pool.instance_type, instance.pool.zone)
         self._client_key = client_key
-        self._host_key = asyncssh.generate_private_key("ssh-ed25519")
+        self._host, self._port = host, port
+        self._host_key = host_key or asyncssh.generate_private_key("ssh-ed25519")
         self._server: asyncssh.SSHAcceptor | None = None
         self._connections: set[asyncssh.SSHServerConnection] = set()
         self._processes: set[asyncio.subprocess.Process] = set()
@@ -75,8 +90,8 @@ class LocalNode:
         }
         authorized = asyncssh.import_authorized_keys(self._client_key.export_public_key().decode())
         self._server = await asyncssh.listen(
-            "127.0.0.1",
-            0,
+            self._host,
+            self._port,
             server_factory=lambda: _Gate(self),
             server_host_keys=[self._host_key],
             authorized_client_keys=authorized,
@@ -93,7 +108,7 @@ class LocalNode:
         if self._server is None:
             raise RuntimeError(f"node {self.instance.name} has not booted")
         return SshTarget(
-            host="127.0.0.1",
+            host=self._host,
             port=self._server.get_port(),
             username=USERNAME,
             client_key=self._client_key.export_private_key().decode(),

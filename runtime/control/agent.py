@@ -38,12 +38,16 @@ from runtime.control.worker_process import WorkerPlan, WorkerProcess, ignore_chi
 
 _RECEIVE_BYTES = 262144
 _MAX_SOCKET_PATH_BYTES = 100
+_TOUCH_EVERY_S = 1.0
 _PING = b'{"t":"ping"}\n'
 
 
 @dataclass(frozen=True)
 class AgentOptions:
-    """What an agent is told when it starts. All times are in seconds."""
+    """What an agent is told when it starts. All times are in seconds.
+
+    `lease_file` is touched while somebody holds the lease: the node's dead man's switch looks at its age.
+    """
 
     folder: Path
     log: Path
@@ -56,6 +60,7 @@ class AgentOptions:
     beat_s: float = 0.5
     mute_s: float = 3.0
     hello_s: float = 120.0
+    lease_file: Path | None = None
 
 
 class Agent:
@@ -82,6 +87,7 @@ class Agent:
         self._watch: NoticeWatch | None = None
         self._notices: list[bytes] = []  # each is news to a controller that takes over later
         self._wake_read, self._wake_write = socket.socketpair()
+        self._touched_s = 0.0
         now_s = time.monotonic()
         self._renewed_s = self._said_s = self._heard_s = self._pinged_s = self._born_s = self._start_s = now_s
 
@@ -198,7 +204,7 @@ class Agent:
         if not data:
             self._drop_controller()
             return
-        self._renewed_s = time.monotonic()
+        self._renew()
         self._from_controller += data
         try:
             for line in split_lines(self._from_controller):
@@ -209,6 +215,14 @@ class Agent:
         except (ValueError, KeyError, TypeError) as error:
             self._note(f"dropping a controller that does not speak our language: {error}")
             self._drop_controller()
+
+    def _renew(self) -> None:
+        """Somebody is there."""
+        self._renewed_s = time.monotonic()
+        if self._options.lease_file is not None and self._renewed_s - self._touched_s > _TOUCH_EVERY_S:
+            self._touched_s = self._renewed_s
+            with contextlib.suppress(OSError):
+                self._options.lease_file.touch()
 
     def _greet(self, line: bytes) -> None:
         """Who has connected, and what has it got? A new controller gets a new link and worker."""

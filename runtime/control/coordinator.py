@@ -25,7 +25,7 @@ from runtime.control.generations import (
 )
 from runtime.control.journal import JobState
 from runtime.control.keeper import CheckpointKeeper
-from runtime.control.phases import FleetPort, Phase, StartGate, StopRequest, next_batch
+from runtime.control.phases import FleetPort, Phase, StartGate, StopRequest, give_up_on, next_batch
 from runtime.control.recorder import Recorder
 from runtime.control.roster import Roster
 from runtime.control.training import NEVER_S, Pace, PushSchedule, Training, TrainingError
@@ -123,7 +123,11 @@ class Coordinator:
             case fleet_events.InstanceChanged(instance):
                 self._recorder.instance(instance)
                 self._roster.instance(instance)
-            case fleet_events.RentFailed(why=why) | fleet_events.WorkerFailed(why=why):
+            case fleet_events.RentFailed():
+                self._recorder.event("trouble", event.why)
+                if event.error is not None and not self._highest_generation:
+                    give_up_on(event.error, self._roster, self._config.profile.fewest_nodes)
+            case fleet_events.WorkerFailed(why=why):
                 self._recorder.event("trouble", why)
             case StopRequest():
                 self.stopped = event

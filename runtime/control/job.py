@@ -19,7 +19,7 @@ class LaunchRequest:
     its seconds between a warning and the kill. `corpus` are the files to train on; none: the standard
     library's sources. `forecaster` None: the planner's default. `home` is where the journal and the job's
     files go. `template` is the content of the model's file, `cost_table` the measured costs of migrations,
-    `fleet` the settings of the cloud (see templates/fleets). `max_hours` (of wall time) and
+    `fleet` the settings of the cloud (see templates/fleets). `max_hours` (of the cloud's time) and
     `max_usd_per_hour` end the job as the budget does.
     `checkpoint` is the folder for durable checkpoints, one for every `checkpoint_every` steps, and
     `start_from` one to continue. `faults` are scripted deaths, for tests.

@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from cloud.provider import MaybeStillRunningError, SpotProvider
+from cloud.provider import CloudError, MaybeStillRunningError, SpotProvider
 from runtime.control import checkpoint
 from runtime.control.backup import Backup
 from runtime.control.checkpoint import Checkpoint
@@ -93,8 +93,9 @@ class _Job:
         start: Checkpoint | None,
         watch: Watch | None,
     ) -> None:
-        self._request, self._spec, self._journal = request, spec, journal
+        self._request, self._spec, self._journal = request, setup.spec or spec, journal
         self._setup, self._start = setup, start
+        self._wanted = setup.wanted or request.nodes
         self._token = secrets.token_bytes(TOKEN_BYTES)
         self._bill = Bill(setup.time_scale)
         provider: SpotProvider = setup.provider
@@ -121,7 +122,7 @@ class _Job:
             setup.provider,
             self._journal,
             request.name,
-            request.nodes,
+            self._wanted,
             times=setup.link_times,
             poll_s=setup.poll_s,
             agent_start=setup.agent_start,
@@ -149,6 +150,10 @@ class _Job:
         except TrainingError as error:
             state, why = JobState.FAILED, str(error)
             self._recorder.event("failed", "the job ended", why)
+        except CloudError as error:
+            state = JobState.FAILED
+            self._recorder.event("failed", "the job ended", str(error))
+            raise
         finally:
             self._recorder.ending()
             try:
@@ -183,14 +188,14 @@ class _Job:
         request = self._request
         # The controller's clock is the wall's, so intervals shrink with the trace's speed.
         return ControllerConfig(
-            profile=estimated_profile(self._spec, request.nodes),
+            profile=estimated_profile(self._spec, self._wanted),
             costs=measured_costs(request.cost_table, "measured.json", self._spec.device.link_bytes_per_s),
             policy=request.policy,
             forecaster=forecaster_named(request.forecaster or "default"),
             interval_s=request.interval_s / self._setup.time_scale,
             lookahead=request.lookahead,
             history=request.history,
-            max_nodes=request.nodes,
+            max_nodes=self._wanted,
         )
 
     def _result(self, coordinator: Coordinator, state: JobState, digest: str | None, why: str) -> JobResult:

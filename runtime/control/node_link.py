@@ -169,6 +169,8 @@ class NodeLink:
                     await channel.closed.wait()
                     self._broken_s = time.monotonic()
                     reached_by_s = self._broken_s + self._times.boot_s
+                except ssh.BrokenNodeError:
+                    raise
                 except ssh.SshError as error:
                     if time.monotonic() > reached_by_s:
                         raise
@@ -204,7 +206,7 @@ class NodeLink:
                 await self._start_agent(connection)
                 self._channel = await self._open(connection)
             self._agent_is_new = False
-        except ssh.CommandError:
+        except (ssh.CommandError, ssh.BrokenNodeError):
             raise
         except ssh.SshError:
             connection.abort()

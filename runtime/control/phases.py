@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
+from cloud.provider import CloudError, CredentialsError, QuotaError
 from runtime.control.fleet_events import FleetEvent
 from runtime.control.journal import JobState
+from runtime.control.roster import Roster
 
 _LONGEST_WAIT_S = 1.0
 
@@ -58,6 +60,13 @@ class StartGate:
             self._open_at_s = now_s + self._patience_s
         self._open = self._open or not booting or now_s >= self._open_at_s
         return not self._open
+
+
+def give_up_on(error: CloudError, roster: Roster, fewest_nodes: int | None) -> None:
+    """Raise what no waiting can mend, unless there are enough nodes to start, or some are on their way."""
+    hopeless = isinstance(error, QuotaError | CredentialsError)
+    if hopeless and not roster.booting and len(roster.ready) < (fewest_nodes or 1):
+        raise error
 
 
 async def next_batch(queue: asyncio.Queue[Any], timeout_s: float) -> Sequence[object]:

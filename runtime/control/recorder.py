@@ -227,14 +227,20 @@ class Recorder:
 
         The end comes a few seconds' cost early, since giving the fleet back takes that long.
         """
-        budget_usd = self._request.budget_usd
-        if budget_usd is None:
-            return ""
-        spent_usd, _ = self._bill.spent_now()
-        reserve_usd = self._bill.per_hour() * self._bill.speed * _STOPPING_S / 3600
-        if spent_usd + reserve_usd < budget_usd:
-            return ""
-        return f"the budget is used up: {spent_usd:.2f} of {budget_usd:.2f} USD are spent"
+        request, bill = self._request, self._bill
+        spent_usd, _ = bill.spent_now()
+        reserve_usd = bill.per_hour() * bill.speed * _STOPPING_S / 3600
+        hours = (self.wall_s + _STOPPING_S) * bill.speed / 3600
+        if request.budget_usd is not None and spent_usd + reserve_usd >= request.budget_usd:
+            return f"the budget is used up: {spent_usd:.2f} of {request.budget_usd:.2f} USD are spent"
+        if request.max_hours is not None and hours >= request.max_hours:
+            return f"the time is up: --max-hours is {request.max_hours:g}"
+        if request.max_usd_per_hour is not None and bill.per_hour() > request.max_usd_per_hour * 1.0001:
+            return (
+                f"the fleet costs {bill.per_hour():.2f} USD an hour, "
+                f"--max-price-per-hour is {request.max_usd_per_hour:g}"
+            )
+        return ""
 
     def refresh(self, force: bool = False) -> None:
         """Write the snapshot, a few times a second at most."""

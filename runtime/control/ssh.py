@@ -39,6 +39,10 @@ class CommandError(SshError):
     """A remote command failed."""
 
 
+class BrokenNodeError(SshError):
+    """The node can be reached but will never serve: no use in trying again."""
+
+
 @dataclass(frozen=True)
 class CommandReply:
     """What a remote command wrote and how it ended (its exit status)."""

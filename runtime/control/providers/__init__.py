@@ -35,7 +35,9 @@ class ProviderSetup:
     `start_clock` lets them pass: it is called at the first committed step, or at the very start where
     `clock_waits` is false. `poll_s` is how often the API is asked about the instances. `anchor_reachable`
     says whether nodes can open connections to this machine; where they cannot, they reach its backup through
-    their SSH connection. `agent_start` None: nodes have these packages and this Python already.
+    their SSH connection. `agent_start` None: nodes have these packages and this Python already. `spec` is the
+    model on the device that will be rented, and `wanted` how many nodes the user's limits allow; None: as
+    they were asked for.
     """
 
     provider: SpotProvider
@@ -46,6 +48,8 @@ class ProviderSetup:
     poll_s: float = 1.0
     anchor_reachable: bool = True
     agent_start: AgentStart | None = None
+    spec: ModelSpec | None = None
+    wanted: int | None = None
 
 
 def provider_setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) -> ProviderSetup:
@@ -58,4 +62,17 @@ def provider_setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) ->
     """
     setup: Any = import_module(CLOUDS[request.cloud]).setup
     made: ProviderSetup = setup(request, spec, journal)
+    return made
+
+
+def cloud_plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any] | None:
+    """What a launch would rent, cost and send, where the cloud's module can tell: it has a `plan` then.
+
+    Raises:
+        CloudError, InputError: as `provider_setup`.
+    """
+    plan: Any = getattr(import_module(CLOUDS[request.cloud]), "plan", None)
+    if plan is None:
+        return None
+    made: Mapping[str, Any] = plan(request, spec)
     return made

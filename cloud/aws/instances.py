@@ -1,0 +1,62 @@
+"""EC2's instances as ours: states, names and reasons. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cloud.aws.requests import JOB_TAG, TOKEN_TAG
+from cloud.types import Instance, InstanceState, Pool
+
+# https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_InstanceState.html
+STATES: Mapping[str, InstanceState] = {
+    "pending": InstanceState.BOOTING,
+    "running": InstanceState.RUNNING,
+    "shutting-down": InstanceState.TERMINATING,
+    "stopping": InstanceState.TERMINATING,
+    "stopped": InstanceState.TERMINATING,
+    "terminated": InstanceState.TERMINATED,
+}
+_TAKEN = (
+    "Server.SpotInstanceTermination",
+    "Server.SpotInstanceShutdown",
+    "Server.InsufficientInstanceCapacity",
+)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An instance as the API shows it, with its addresses, and whether EC2 took it back."""
+
+    instance: Instance
+    public_ip: str
+    private_ip: str
+    taken: bool
+
+    @property
+    def ended(self) -> bool:
+        """Whether the API says that it is gone."""
+        return self.instance.state is InstanceState.TERMINATED
+
+
+def seen(row: Mapping[str, Any], pool: Pool | None = None) -> Seen:
+    """From one entry of DescribeInstances. `pool` brings the prices that the API does not tell."""
+    tags = {tag["Key"]: tag["Value"] for tag in row.get("Tags", [])}
+    zone = row.get("Placement", {}).get("AvailabilityZone", "")
+    kind = row.get("InstanceType", "")
+    launched = row.get("LaunchTime")
+    return Seen(
+        Instance(
+            id=row["InstanceId"],
+            name=row["InstanceId"],
+            job=tags.get(JOB_TAG, ""),
+            token=tags.get(TOKEN_TAG, ""),
+            pool=pool or Pool(zone, kind, 1, 0.0, 0.0),
+            state=STATES.get(row.get("State", {}).get("Name", ""), InstanceState.BOOTING),
+            launched_s=launched.timestamp() if launched is not None else 0.0,
+        ),
+        row.get("PublicIpAddress", "") or "",
+        row.get("PrivateIpAddress", "") or "",
+        row.get("StateReason", {}).get("Code", "") in _TAKEN,
+    )

@@ -1,0 +1,69 @@
+"""Which pools may be asked now: those without capacity are left alone for a while. Pure; times are given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from cloud.aws.requests import PoolPlan
+
+LONGEST_S = 600.0
+
+
+class Pools:
+    """The pools of one launch. `cool_down_s` doubles with every failure in a row, up to ten minutes."""
+
+    def __init__(self, plans: Sequence[PoolPlan], cool_down_s: float) -> None:
+        self.plans = tuple(plans)
+        self._first_s = cool_down_s
+        self._closed_until_s: dict[tuple[str, str], float] = {}
+        self._failures: dict[tuple[str, str], int] = {}
+        self._whys: dict[tuple[str, str], str] = {}
+
+    def open(self, now_s: float) -> list[PoolPlan]:
+        """Those that may be asked, in the order they were given."""
+        return [plan for plan in self.plans if self._closed_until_s.get(_key(plan), 0.0) <= now_s]
+
+    def failed(self, instance_type: str, zone: str, why: str, now_s: float) -> None:
+        """A pool had nothing, or took back what it gave."""
+        key = instance_type, zone
+        pause_s = min(LONGEST_S, self._first_s * 2 ** self._failures.get(key, 0))
+        self._failures[key] = self._failures.get(key, 0) + 1
+        self._closed_until_s[key] = now_s + pause_s
+        self._whys[key] = why
+
+    def gave(self, instance_type: str, zone: str) -> None:
+        """A pool gave what was asked: its failures are forgotten."""
+        self._failures.pop((instance_type, zone), None)
+        self._closed_until_s.pop((instance_type, zone), None)
+
+    def next_open_s(self, now_s: float) -> float:
+        """Seconds until a pool may be asked (again)."""
+        return min(
+            (max(0.0, self._closed_until_s.get(_key(plan), 0.0) - now_s) for plan in self.plans), default=0.0
+        )
+
+    def shortage(self, now_s: float) -> str:
+        """Why nothing can be rented now, in words for a person; empty if a pool is open."""
+        if self.open(now_s):
+            return ""
+        whys = {self._whys.get(_key(plan), "") for plan in self.plans}
+        return (
+            f"no capacity in {_names(self.plans)} ({'; '.join(sorted(whys))}); "
+            f"asking again in {self.next_open_s(now_s):.0f} s"
+        )
+
+    def of(self, instance_type: str, zone: str) -> PoolPlan | None:
+        """The pool of an instance."""
+        return next((plan for plan in self.plans if _key(plan) == (instance_type, zone)), None)
+
+
+def _key(plan: PoolPlan) -> tuple[str, str]:
+    return plan.pool.instance_type, plan.pool.zone
+
+
+def _names(plans: Iterable[PoolPlan]) -> str:
+    """`g5.xlarge in us-east-1a, us-east-1b; ...`"""
+    zones: dict[str, list[str]] = {}
+    for plan in plans:
+        zones.setdefault(plan.pool.instance_type, []).append(plan.pool.zone)
+    return "; ".join(f"{name} in {', '.join(found)}" for name, found in zones.items())

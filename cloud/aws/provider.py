@@ -1,0 +1,314 @@
+"""EC2 as a SpotProvider: launches by CreateFleet, the API's word for what lives, nothing left in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cloud.aws.api import Api, ApiError
+from cloud.aws.errors import Verdict, refused, verdict_of
+from cloud.aws.instances import Seen, seen
+from cloud.aws.pools import Pools
+from cloud.aws.requests import PoolPlan, fleet_request
+from cloud.aws.settings import AwsSettings
+from cloud.aws.shared import (
+    LaunchRecord,
+    client_key,
+    ensure_group,
+    ensure_key_pair,
+    ensure_template,
+    image_id,
+    remove_launch,
+    write_private,
+)
+from cloud.aws.sweep import terminate_until_gone
+from cloud.provider import CloudError, MaybeStillRunningError
+from cloud.types import Instance, InstanceState, LaunchReply, SshTarget
+
+# An instance that a launch has named is in DescribeInstances within seconds; until then it is booting.
+UNSEEN_FOR_S = 300.0
+_FRESH_S = 1.0
+_IN_FLIGHT_S = 90.0
+_ROUNDS = 6
+
+
+class AwsProvider:
+    """One launch in one region. `folder` keeps what a successor needs; `home` the user's SSH key.
+
+    `smallest` is how many instances the first request must bring at least: the smallest useful pipeline.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        settings: AwsSettings,
+        record: LaunchRecord,
+        plans: Sequence[PoolPlan],
+        vpc: str,
+        folder: Path,
+        home: Path,
+        smallest: int = 1,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._api, self._settings, self._record = api, settings, record
+        self._pools = Pools(plans, settings.times.cool_down_s)
+        self._vpc, self._folder, self._home = vpc, folder, home
+        self._smallest, self._clock = smallest, clock
+        self._lock = threading.Lock()
+        self._seen: dict[str, Seen] = {}
+        self._looked_s = 0.0
+        self._replies: dict[str, LaunchReply] = {}
+        self._in_flight: set[asyncio.Task[Any]] = set()
+        self._template = ""
+        self._client_key = ""
+        self._closing = False
+
+    @property
+    def name(self) -> str:
+        """`aws`."""
+        return "aws"
+
+    async def start(self) -> None:
+        """Key pair, security group, image and launch template: made, or found where they are there."""
+        await asyncio.to_thread(self._prepare)
+
+    def _prepare(self) -> None:
+        api, settings = self._api, self._settings
+        try:
+            self._client_key, public, fingerprint = client_key(self._home)
+            key_name = ensure_key_pair(api, public, fingerprint)
+            group = ensure_group(api, settings, self._vpc)
+            image = image_id(api, settings)
+            self._template = ensure_template(api, self._record, settings, image, key_name, group)
+        except ApiError as error:
+            raise error.sorted from error
+
+    # --- launching
+
+    async def request(self, count: int, token: str) -> LaunchReply:
+        """Rent up to `count`. A cancelled request goes on by itself: `close` waits for what it brings."""
+        if token in self._replies:
+            return self._replies[token]
+        if self._closing:
+            return LaunchReply((), count, "the provider is being closed")
+        task = asyncio.create_task(asyncio.to_thread(self._launch, count, token))
+        self._in_flight.add(task)
+        task.add_done_callback(self._in_flight.discard)
+        self._replies[token] = await asyncio.shield(task)
+        return self._replies[token]
+
+    def _launch(self, count: int, token: str) -> LaunchReply:
+        got: list[Instance] = []
+        problem: CloudError | None = None
+        held = sum(not one.ended for one in list(self._seen.values()))
+        for number in range(_ROUNDS):
+            plans = self._pools.open(self._clock())
+            missing = count - len(got)
+            if not plans or not missing or self._closing:
+                break
+            least = min(self._smallest, missing) if not held and not got else 1
+            request = fleet_request(
+                self._record.owner, self._settings, plans, missing, least, f"{token}-{number}", self._template
+            )
+            # The request is on the disk before it is sent: whoever cleans up after us can repeat it.
+            write_private(self._intent(token, number), json.dumps(request))
+            try:
+                reply = self._api.call("create_fleet", request)
+            except ApiError as error:
+                if error.verdict is not Verdict.NEXT_POOL:
+                    problem = error.sorted
+                    break
+                self._close_pools(plans, str(error))
+                continue
+            new = [self._born(row, name, token) for row in reply["Instances"] for name in row["InstanceIds"]]
+            got += new
+            problem = self._learn(reply, plans, bool(new)) or problem
+            if problem is not None:
+                break
+        if problem is not None and not got:
+            raise problem
+        shortage = "" if got else self._pools.shortage(self._clock())
+        return LaunchReply(tuple(got), count - len(got), str(problem or shortage), shortage)
+
+    def _intent(self, token: str, number: int) -> Path:
+        return self._folder / "requests" / f"{token}-{number}.json"
+
+    def _born(self, row: Mapping[str, Any], name: str, token: str) -> Instance:
+        overrides = row.get("LaunchTemplateAndOverrides", {}).get("Overrides", {})
+        kind = row.get("InstanceType", overrides.get("InstanceType", ""))
+        plan = next(
+            (
+                plan for plan in self._pools.plans
+                if plan.pool.instance_type == kind and overrides.get("SubnetId", plan.subnet) == plan.subnet
+            ),
+            self._pools.plans[0],
+        )  # fmt: skip
+        self._pools.gave(kind, plan.pool.zone)
+        instance = Instance(
+            name, name, self._record.job, token, plan.pool, InstanceState.BOOTING, self._clock()
+        )
+        with self._lock:
+            self._seen[name] = Seen(instance, "", "", False)
+        return instance
+
+    def _learn(self, reply: Mapping[str, Any], plans: Sequence[PoolPlan], some: bool) -> CloudError | None:
+        """Close the pools that had nothing; the error that no other pool can help against, if any."""
+        now_s = self._clock()
+        rows = reply.get("Errors", [])
+        if not rows and not some:
+            self._close_pools(plans, "CreateFleet brought nothing and gave no reason")
+        for row in rows:
+            overrides = row.get("LaunchTemplateAndOverrides", {}).get("Overrides", {})
+            code, kind = row.get("ErrorCode", "Unknown"), overrides.get("InstanceType", "")
+            verdict = verdict_of(code)
+            if verdict in (Verdict.NEXT_POOL, Verdict.WAIT, Verdict.NOT_FOUND):
+                for plan in plans:
+                    if (
+                        plan.pool.instance_type == kind
+                        and overrides.get("SubnetId", plan.subnet) == plan.subnet
+                    ):
+                        self._pools.failed(kind, plan.pool.zone, code, now_s)
+            else:
+                return refused(verdict, "create_fleet", code, row.get("ErrorMessage", ""), kind)
+        return None
+
+    def _close_pools(self, plans: Sequence[PoolPlan], why: str) -> None:
+        for plan in plans:
+            self._pools.failed(plan.pool.instance_type, plan.pool.zone, why, self._clock())
+
+    async def wait_for_capacity(self, timeout_s: float) -> None:
+        """Until a pool's time of rest is over."""
+        pause_s = self._pools.next_open_s(self._clock())
+        await asyncio.sleep(min(timeout_s, pause_s if pause_s > 0 else self._settings.times.describe_s))
+
+    # --- looking
+
+    async def describe(self) -> Sequence[Instance]:
+        """What the API says, at most a second old."""
+        if self._clock() - self._looked_s >= _FRESH_S:
+            self._looked_s = self._clock()
+            await asyncio.to_thread(self._look)
+        return [one.instance for one in self._seen.values()]
+
+    def _look(self) -> None:
+        try:
+            rows = self._rows(self._record.owner.filters())
+            shown = {row["InstanceId"] for row in rows}
+            with self._lock:
+                missing = [one for name, one in self._seen.items() if name not in shown and not one.ended]
+            rows += [row for one in missing for row in self._ask_about(one)]
+        except ApiError as error:
+            raise error.sorted from error
+        with self._lock:
+            for row in rows:
+                self._note(row)
+
+    def _note(self, row: Mapping[str, Any]) -> None:
+        known = self._seen.get(row["InstanceId"])
+        plan = self._pools.of(
+            row.get("InstanceType", ""), row.get("Placement", {}).get("AvailabilityZone", "")
+        )
+        one = seen(row, plan.pool if plan else known.instance.pool if known else None)
+        if known is not None:
+            if known.ended or (
+                known.instance.state is InstanceState.TERMINATING
+                and one.instance.state is not InstanceState.TERMINATED
+            ):
+                return  # an answer from before we knew better
+            one = replace(one, instance=replace(one.instance, launched_s=known.instance.launched_s))
+        if one.taken and one.ended:
+            self._pools.failed(
+                one.instance.pool.instance_type, one.instance.pool.zone, "interrupted", self._clock()
+            )
+        self._seen[one.instance.id] = one
+
+    def _rows(self, filters: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        reservations = self._api.pages("describe_instances", {"Filters": list(filters)}, "Reservations")
+        return [row for reservation in reservations for row in reservation["Instances"]]
+
+    def _ask_about(self, one: Seen) -> list[dict[str, Any]]:
+        """An instance that the sweep by tag does not show: by its id."""
+        try:
+            reply = self._api.call("describe_instances", {"InstanceIds": [one.instance.id]})
+        except ApiError as error:
+            if error.verdict is not Verdict.NOT_FOUND:
+                raise
+            if self._clock() - one.instance.launched_s > UNSEEN_FOR_S:
+                self._seen[one.instance.id] = replace(
+                    one, instance=one.instance.moved(InstanceState.TERMINATED)
+                )
+            return []
+        return [row for reservation in reply["Reservations"] for row in reservation["Instances"]]
+
+    def ssh_target(self, instance: Instance) -> SshTarget:
+        """The public address, with the host key that the instance was born with.
+
+        Raises:
+            CloudError: it has no address yet.
+        """
+        one = self._seen.get(instance.id)
+        address = one.public_ip or one.private_ip if one is not None else ""
+        if not address:
+            raise CloudError(f"aws: {instance.name} has no address yet")
+        settings = self._settings
+        return SshTarget(
+            address, settings.ssh_port, settings.user, self._client_key, self._record.host_key.public
+        )
+
+    def private_address(self, instance: Instance) -> str:
+        """The address at which other nodes reach it."""
+        one = self._seen.get(instance.id)
+        return one.private_ip if one is not None else ""
+
+    # --- ending
+
+    async def terminate(self, names: Sequence[str]) -> None:
+        """Ask for the end of these."""
+        await asyncio.to_thread(self._terminate, list(names))
+
+    def _terminate(self, names: Sequence[str]) -> None:
+        for name in names:  # one by one: EC2 refuses all of them if one is unknown
+            try:
+                self._api.call("terminate_instances", {"InstanceIds": [name]})
+            except ApiError as error:
+                if error.verdict is not Verdict.NOT_FOUND:
+                    raise error.sorted from error
+        self._looked_s = 0.0
+
+    async def close(self) -> None:
+        """Terminate everything of this launch, requests in flight included, and wait for the API's word.
+
+        Raises:
+            MaybeStillRunningError: the API did not say that all are terminated.
+        """
+        self._closing = True
+        if self._in_flight:
+            done, late = await asyncio.wait(self._in_flight, timeout=_IN_FLIGHT_S)
+            for task in done:
+                task.exception()
+            if late:
+                raise MaybeStillRunningError(
+                    "aws close: a launch is still under way; run `parcae down` in a minute"
+                )
+        await asyncio.to_thread(self._end)
+
+    def _end(self) -> None:
+        with self._lock:
+            known = {name for name, one in self._seen.items() if not one.ended}
+        rows = terminate_until_gone(self._api, self._record.owner, known, self._settings.times.close_s)
+        with self._lock:
+            for row in rows:
+                self._note(row)
+            for name in known - {row["InstanceId"] for row in rows}:
+                one = self._seen[name]
+                self._seen[name] = replace(
+                    one, instance=replace(one.instance, state=InstanceState.TERMINATED)
+                )
+        remove_launch(self._api, self._record.owner, self._settings.placement_group)
+        self._looked_s = self._clock() + 1e9  # nothing is left to look at

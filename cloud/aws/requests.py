@@ -1,0 +1,212 @@
+"""The requests that are sent to EC2, as data: from what is wanted to the API's arguments. Pure."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cloud.aws.settings import AwsSettings
+from cloud.types import Pool
+
+JOB_TAG = "parcae:job"
+LAUNCH_TAG = "parcae:launch"
+TOKEN_TAG = "parcae:token"
+SHARED_TAG = "parcae:shared"
+GROUP_NAME = "parcae-nodes"
+
+Request = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose something is: the job's name, and an id that no other launch anywhere has."""
+
+    job: str
+    launch: str
+
+    def tags(self, token: str = "") -> list[dict[str, str]]:
+        """As EC2 wants tags; with the token of the request that made it."""
+        pairs = {JOB_TAG: self.job, LAUNCH_TAG: self.launch, "Name": f"parcae-{self.job}"}
+        if token:
+            pairs[TOKEN_TAG] = token
+        return _tags(pairs)
+
+    def filters(self) -> list[dict[str, Any]]:
+        """What finds everything of this launch."""
+        return [{"Name": f"tag:{LAUNCH_TAG}", "Values": [self.launch]}]
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """A pool that may be asked for, and the subnet that is in its zone."""
+
+    pool: Pool
+    subnet: str
+
+    @property
+    def key(self) -> str:
+        """Type and zone, as a person says it."""
+        return f"{self.pool.instance_type} in {self.pool.zone}"
+
+
+def _tags(pairs: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"Key": key, "Value": value} for key, value in sorted(pairs.items())]
+
+
+def launch_template_name(owner: Owner) -> str:
+    """One template a launch: it holds the launch's host key."""
+    return f"parcae-{owner.launch}"
+
+
+def launch_template_request(
+    owner: Owner, settings: AwsSettings, image: str, key_name: str, group: str, user_data: str
+) -> Request:
+    """CreateLaunchTemplate: all that nodes have in common.
+
+    IMDSv2 only; a shutdown from inside terminates, which is what the dead man's switch needs.
+    """
+    data: dict[str, Any] = {
+        "ImageId": image,
+        "KeyName": key_name,
+        "UserData": base64.b64encode(user_data.encode()).decode(),
+        "InstanceInitiatedShutdownBehavior": "terminate",
+        "MetadataOptions": {
+            "HttpTokens": "required",
+            "HttpEndpoint": "enabled",
+            "HttpPutResponseHopLimit": 2,
+        },
+        "BlockDeviceMappings": [
+            {
+                "DeviceName": "/dev/sda1",
+                "Ebs": {"VolumeSize": settings.disk_gb, "VolumeType": "gp3", "DeleteOnTermination": True},
+            }
+        ],
+    }
+    if settings.efa:
+        data["NetworkInterfaces"] = [
+            {
+                "DeviceIndex": 0,
+                "InterfaceType": "efa",
+                "Groups": [group],
+                "AssociatePublicIpAddress": True,
+                "DeleteOnTermination": True,
+            }
+        ]
+    else:
+        data["SecurityGroupIds"] = [group]
+    return {
+        "LaunchTemplateName": launch_template_name(owner),
+        "ClientToken": owner.launch,
+        "LaunchTemplateData": data,
+        "TagSpecifications": [{"ResourceType": "launch-template", "Tags": owner.tags()}],
+    }
+
+
+def fleet_request(
+    owner: Owner,
+    settings: AwsSettings,
+    pools: Sequence[PoolPlan],
+    count: int,
+    at_least: int,
+    token: str,
+    template: str = "",
+) -> Request:
+    """CreateFleet of type instant: up to `count` spot instances from these pools; none if under `at_least`.
+
+    `at_least` above 1 asks for one zone and one type, since EC2 demands that, and since a pipeline wants it.
+    Nothing here replaces an instance behind our back.
+    """
+    spot: dict[str, Any] = {
+        "AllocationStrategy": "price-capacity-optimized",
+        "InstanceInterruptionBehavior": "terminate",
+    }
+    if at_least > 1:
+        spot |= {"SingleInstanceType": True, "SingleAvailabilityZone": True, "MinTargetCapacity": at_least}
+    overrides = []
+    for plan in pools:
+        override: dict[str, Any] = {"InstanceType": plan.pool.instance_type, "SubnetId": plan.subnet}
+        if settings.max_price_usd_per_hour:
+            override["MaxPrice"] = f"{settings.max_price_usd_per_hour:g}"
+        if settings.placement_group:
+            override["Placement"] = {"GroupName": launch_template_name(owner)}
+        overrides.append(override)
+    tags = owner.tags(token)
+    return {
+        "Type": "instant",
+        "ClientToken": token,
+        "SpotOptions": spot,
+        "LaunchTemplateConfigs": [
+            {
+                "LaunchTemplateSpecification": {
+                    "LaunchTemplateName": template or launch_template_name(owner),
+                    "Version": "$Latest",
+                },
+                "Overrides": overrides,
+            }
+        ],
+        "TargetCapacitySpecification": {
+            "TotalTargetCapacity": count,
+            "SpotTargetCapacity": count,
+            "OnDemandTargetCapacity": 0,
+            "DefaultTargetCapacityType": "spot",
+        },
+        "TagSpecifications": [
+            {"ResourceType": "fleet", "Tags": tags},
+            {"ResourceType": "instance", "Tags": tags},
+            {"ResourceType": "volume", "Tags": tags},
+        ],
+    }
+
+
+def group_request(vpc: str) -> Request:
+    """CreateSecurityGroup: one for all jobs in a VPC."""
+    return {
+        "GroupName": GROUP_NAME,
+        "Description": "Parcae nodes: SSH from outside, everything among themselves",
+        "VpcId": vpc,
+        "TagSpecifications": [
+            {"ResourceType": "security-group", "Tags": _tags({SHARED_TAG: "nodes", "Name": GROUP_NAME})}
+        ],
+    }
+
+
+def group_rules_requests(group: str, settings: AwsSettings) -> tuple[Request, ...]:
+    """AuthorizeSecurityGroupIngress: SSH, and whatever nodes say to each other.
+
+    One call a rule: a rule that is there already makes EC2 refuse all that come with it.
+    """
+    rules: tuple[dict[str, Any], ...] = (
+        {
+            "IpProtocol": "tcp",
+            "FromPort": settings.ssh_port,
+            "ToPort": settings.ssh_port,
+            "IpRanges": [{"CidrIp": settings.ssh_from, "Description": "SSH, keys only"}],
+        },
+        {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]},
+    )
+    return tuple({"GroupId": group, "IpPermissions": [rule]} for rule in rules)
+
+
+def key_pair_name(fingerprint: str) -> str:
+    """One key pair for each key, so that another machine's key never takes its place."""
+    return f"parcae-{fingerprint[:16]}"
+
+
+def key_pair_request(name: str, public_key: str) -> Request:
+    """ImportKeyPair: the private half never leaves this machine."""
+    return {
+        "KeyName": name,
+        "PublicKeyMaterial": public_key.encode(),
+        "TagSpecifications": [{"ResourceType": "key-pair", "Tags": _tags({SHARED_TAG: "key"})}],
+    }
+
+
+def placement_group_request(owner: Owner) -> Request:
+    """CreatePlacementGroup: nodes close to each other."""
+    return {
+        "GroupName": launch_template_name(owner),
+        "Strategy": "cluster",
+        "TagSpecifications": [{"ResourceType": "placement-group", "Tags": owner.tags()}],
+    }

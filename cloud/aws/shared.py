@@ -1,0 +1,166 @@
+"""What launches need beside instances: key pair, security group, launch template. Made once, found by tag."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cloud.aws.api import Api, ApiError
+from cloud.aws.bootstrap import HostKey, new_host_key, user_data
+from cloud.aws.errors import Verdict
+from cloud.aws.requests import (
+    GROUP_NAME,
+    SHARED_TAG,
+    Owner,
+    group_request,
+    group_rules_requests,
+    key_pair_name,
+    key_pair_request,
+    launch_template_name,
+    launch_template_request,
+    placement_group_request,
+)
+from cloud.aws.settings import AwsSettings
+from cloud.provider import CloudError
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, whole or not at all, and on the disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+
+
+@dataclass(frozen=True)
+class LaunchRecord:
+    """What must survive a crash of the launcher: who we are in the cloud, and the host key of our nodes."""
+
+    job: str
+    launch: str
+    region: str
+    host_key: HostKey
+
+    @property
+    def owner(self) -> Owner:
+        """For tags."""
+        return Owner(self.job, self.launch)
+
+    @classmethod
+    def at(cls, folder: Path, job: str, region: str) -> LaunchRecord:
+        """The record in the job's folder, or a new one, which is then on the disk."""
+        path = folder / "launch.json"
+        if path.exists():
+            return cls.read(path)
+        record = cls(job, secrets.token_hex(10), region, new_host_key())
+        write_private(path, json.dumps(asdict(record)))
+        return record
+
+    @classmethod
+    def read(cls, path: Path) -> LaunchRecord:
+        """A record as it was written."""
+        fields = json.loads(path.read_text())
+        return cls(fields["job"], fields["launch"], fields["region"], HostKey(**fields["host_key"]))
+
+
+def client_key(home: Path) -> tuple[str, str, str]:
+    """This user's SSH key for AWS nodes: private and public OpenSSH text, and a short fingerprint."""
+    import hashlib
+
+    import asyncssh
+
+    path = home / "aws" / "ssh_key"
+    if not path.exists():
+        write_private(path, asyncssh.generate_private_key("ssh-ed25519").export_private_key().decode())
+    key = asyncssh.import_private_key(path.read_text())
+    public = key.export_public_key().decode().strip()
+    return path.read_text(), public, hashlib.sha256(key.public_data).hexdigest()
+
+
+def ensure_key_pair(api: Api, public: str, fingerprint: str) -> str:
+    """The name of the imported key; imported now if it is not there."""
+    name = key_pair_name(fingerprint)
+    try:
+        api.call("describe_key_pairs", {"KeyNames": [name]})
+    except ApiError as error:
+        if error.verdict is not Verdict.NOT_FOUND:
+            raise error.sorted from error
+        _unless_there(api, "import_key_pair", key_pair_request(name, public), "InvalidKeyPair.Duplicate")
+    return name
+
+
+def ensure_group(api: Api, settings: AwsSettings, vpc: str) -> str:
+    """The id of the nodes' security group in this VPC."""
+    filters = [{"Name": "vpc-id", "Values": [vpc]}, {"Name": f"tag:{SHARED_TAG}", "Values": ["nodes"]}]
+    found = api.pages("describe_security_groups", {"Filters": filters}, "SecurityGroups")
+    if found:
+        group = str(found[0]["GroupId"])
+    else:
+        _unless_there(api, "create_security_group", group_request(vpc), "InvalidGroup.Duplicate")
+        named = [{"Name": "vpc-id", "Values": [vpc]}, {"Name": "group-name", "Values": [GROUP_NAME]}]
+        group = str(api.pages("describe_security_groups", {"Filters": named}, "SecurityGroups")[0]["GroupId"])
+    for rule in group_rules_requests(group, settings):
+        _unless_there(api, "authorize_security_group_ingress", rule, "InvalidPermission.Duplicate")
+    return group
+
+
+def ensure_template(
+    api: Api, record: LaunchRecord, settings: AwsSettings, image: str, key_name: str, group: str
+) -> str:
+    """The name of this launch's template."""
+    try:
+        data = user_data(settings, record.host_key)
+    except ValueError as error:
+        raise CloudError(f"aws: {error}: shorten templates/bootstrap/aws.sh") from error
+    request = launch_template_request(record.owner, settings, image, key_name, group, data)
+    _unless_there(api, "create_launch_template", request, "InvalidLaunchTemplateName.AlreadyExistsException")
+    if settings.placement_group:
+        group_name = placement_group_request(record.owner)
+        _unless_there(api, "create_placement_group", group_name, "InvalidPlacementGroup.Duplicate")
+    return launch_template_name(record.owner)
+
+
+def remove_launch(api: Api, owner: Owner, placement_group: bool) -> None:
+    """Give back what belongs to one launch alone. What is gone already is no error."""
+    name = launch_template_name(owner)
+    calls = [("delete_launch_template", {"LaunchTemplateName": name})]
+    if placement_group:
+        calls.append(("delete_placement_group", {"GroupName": name}))
+    for operation, request in calls:
+        try:
+            api.call(operation, request)
+        except ApiError as error:
+            if error.verdict is not Verdict.NOT_FOUND:
+                raise error.sorted from error
+
+
+def image_id(api: Api, settings: AwsSettings) -> str:
+    """The image to boot: the one that was named, or the newest Deep Learning AMI.
+
+    Raises:
+        CloudError: Systems Manager does not know the parameter.
+    """
+    if settings.image:
+        return settings.image
+    try:
+        reply = api.call("get_parameter", {"Name": settings.image_parameter}, "ssm")
+    except ApiError as error:
+        raise type(error.sorted)(
+            f"{error.sorted}. It was to name the image: give `image` in the file of --fleet"
+        ) from error
+    return str(reply["Parameter"]["Value"])
+
+
+def _unless_there(api: Api, operation: str, request: dict[str, object], duplicate: str) -> None:
+    try:
+        api.call(operation, request)
+    except ApiError as error:
+        if error.code != duplicate:
+            raise error.sorted from error

@@ -1,0 +1,109 @@
+"""Ending everything of one launch: found by tag, terminated, and waited for until the API says so."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cloud.aws.api import Api, ApiError
+from cloud.aws.errors import Verdict
+from cloud.aws.requests import Owner
+from cloud.provider import CloudError, MaybeStillRunningError
+
+_LIVE = ("pending", "running", "shutting-down", "stopping", "stopped")
+_POLL_S = 2.0
+# An instance shows up in DescribeInstances some seconds after its launch; EC2 has no word on how many.
+UNKNOWN_FOR_S = 30.0
+REPLAY_FOR_S = 900.0
+
+
+def launch_rows(api: Api, owner: Owner) -> list[dict[str, Any]]:
+    """Every instance of a launch, ended ones included for a while."""
+    reservations = api.pages("describe_instances", {"Filters": owner.filters()}, "Reservations")
+    return [row for reservation in reservations for row in reservation["Instances"]]
+
+
+def terminate_until_gone(
+    api: Api, owner: Owner, known: Iterable[str], timeout_s: float, unknown_for_s: float = UNKNOWN_FOR_S
+) -> list[dict[str, Any]]:
+    """Terminate what carries the launch's tag and what is `known`; returns the last rows of all of them.
+
+    Raises:
+        MaybeStillRunningError: the API did not say `terminated` of all of them in time, or did not answer.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    names = set(known)
+    asked: set[str] = set()
+    began_s = time.monotonic()
+    try:
+        while True:
+            rows = {row["InstanceId"]: row for row in launch_rows(api, owner)}
+            for name in names - set(rows):
+                rows |= _row(api, name)
+            live = {name for name, row in rows.items() if row["State"]["Name"] in _LIVE}
+            unseen = names - set(rows)
+            for name in sorted((live | unseen) - asked):
+                if _terminate(api, name):
+                    asked.add(name)
+            names |= set(rows)
+            if not live and (not unseen or time.monotonic() - began_s > unknown_for_s):
+                return list(rows.values())
+            if time.monotonic() > deadline_s:
+                raise MaybeStillRunningError(
+                    f"aws: after {timeout_s:.0f} s the API does not call these terminated: "
+                    f"{', '.join(sorted(live | unseen))}; run `parcae down` again, or look at the EC2 console"
+                )
+            time.sleep(min(_POLL_S, timeout_s / 50))
+    except MaybeStillRunningError:
+        raise
+    except CloudError as error:
+        left = ", ".join(sorted(names)) or "instances of this job"
+        raise MaybeStillRunningError(
+            f"aws: cannot see to the end of {left}: {error}. They shut themselves down when their lease runs "
+            "out; to be sure, run `parcae down` again when this is mended"
+        ) from error
+
+
+def _terminate(api: Api, name: str) -> bool:
+    try:
+        api.call("terminate_instances", {"InstanceIds": [name]})
+    except ApiError as error:
+        if error.verdict is not Verdict.NOT_FOUND:
+            raise
+        return False
+    return True
+
+
+def _row(api: Api, name: str) -> dict[str, dict[str, Any]]:
+    try:
+        reply = api.call("describe_instances", {"InstanceIds": [name]})
+    except ApiError as error:
+        if error.verdict is not Verdict.NOT_FOUND:
+            raise
+        return {}
+    return {row["InstanceId"]: row for found in reply["Reservations"] for row in found["Instances"]}
+
+
+def replay_requests(api: Api, folder: Path) -> set[str]:
+    """Send again every CreateFleet that was written down; the instances that it names.
+
+    A token that EC2 knows brings the instances of the first time, also those that no sweep shows yet. One
+    that it does not know launches now what is then terminated at once: the price of knowing. Older ones are
+    left alone, since by then the sweep by tag shows everything.
+    """
+    found: set[str] = set()
+    for path in sorted((folder / "requests").glob("*.json")):
+        if time.time() - path.stat().st_mtime > REPLAY_FOR_S:
+            continue
+        request: Mapping[str, Any] = json.loads(path.read_text())
+        try:
+            reply = api.call("create_fleet", request)
+        except ApiError as error:
+            if error.verdict in (Verdict.CREDENTIALS, Verdict.WAIT):
+                raise
+            continue  # refused for good: it has brought nothing, and never will
+        found |= {name for row in reply.get("Instances", []) for name in row["InstanceIds"]}
+    return found
