@@ -32,6 +32,7 @@ from functools import partial
 from pathlib import Path
 
 from cloud.types import Notice
+from runtime.control.gce_notices import GceNoticeWatch
 from runtime.control.link import Link, split_lines
 from runtime.control.notices import NoticeWatch
 from runtime.control.worker_process import WorkerPlan, WorkerProcess, ignore_children
@@ -46,6 +47,8 @@ _PING = b'{"t":"ping"}\n'
 class AgentOptions:
     """What an agent is told when it starts. All times are in seconds.
 
+    `metadata_flavor` is the cloud in whose words the metadata service speaks, `aws` or `gcp`; `notice_s` is
+    how long before the end the cloud warns, where its notice has no deadline (gcp).
     `lease_file` is touched while somebody holds the lease: the node's dead man's switch looks at its age.
     """
 
@@ -55,6 +58,8 @@ class AgentOptions:
     engine: str = "runtime.engine.worker"
     zygote: Path | None = None
     metadata_url: str | None = None
+    metadata_flavor: str = "aws"
+    notice_s: float = 30.0
     poll_s: float = 5.0
     lease_s: float = 60.0
     beat_s: float = 0.5
@@ -84,7 +89,6 @@ class Agent:
         self._incarnation = 0
         self._hello_seen = False
         self._short_lives = 0
-        self._watch: NoticeWatch | None = None
         self._notices: list[bytes] = []  # each is news to a controller that takes over later
         self._wake_read, self._wake_write = socket.socketpair()
         self._touched_s = 0.0
@@ -110,9 +114,11 @@ class Agent:
 
     def run(self) -> None:
         """Serve until told to stop or until the lease runs out."""
-        if self._options.metadata_url:
-            self._watch = NoticeWatch(self._options.metadata_url, self._options.poll_s, self._tell_notice)
-            self._watch.start()
+        options = self._options
+        if options.metadata_url and options.metadata_flavor == "gcp":
+            GceNoticeWatch(options.metadata_url, options.notice_s, options.poll_s, self._tell_notice).start()
+        elif options.metadata_url:
+            NoticeWatch(options.metadata_url, options.poll_s, self._tell_notice).start()
         tick_s = min(0.25, self._options.beat_s / 2, self._options.lease_s / 4)
         last_s = time.monotonic()
         while not self._ended:

@@ -50,6 +50,7 @@ def setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) -> Provider
         link_times=LINK_TIMES,
         anchor_reachable=False,
         agent_start=nodes,
+        wanted=min(request.nodes, len(hosts)),
     )
 
 
@@ -175,13 +176,14 @@ class HostNodes:
             version, torch, installed = tuple(words["version"]), words["torch"], words["installed"]
         except (ValueError, KeyError, TypeError) as error:
             said = (reply.error or reply.output).strip()[-300:]
-            raise ssh.CommandError(
+            raise ssh.BrokenNodeError(
                 f"{where} does not run ({said}); set `python` in hosts.toml to one of {_wanted()} with torch"
             ) from error
         if version < _OLDEST_PYTHON:
-            raise ssh.CommandError(f"{where} is {'.'.join(map(str, version))}; it takes {_wanted()} or newer")
+            found = ".".join(map(str, version))
+            raise ssh.BrokenNodeError(f"{where} is Python {found}; it takes {_wanted()} or newer")
         if not torch:
-            raise ssh.CommandError(f"{where} has no torch; set `python` in hosts.toml to one that has")
+            raise ssh.BrokenNodeError(f"{where} has no torch; set `python` in hosts.toml to one that has")
         return bool(installed == _our_digest())
 
 
