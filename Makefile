@@ -13,7 +13,7 @@ help:
 	@echo "make test    set up, then run every test"
 	@echo "make check   lint, types, import rules, and a wheel that is built, installed elsewhere and run"
 	@echo "make bench   the planner's speed"
-	@echo "make paper   the paper's Table 2 beside our replay"
+	@echo "make paper TRACE=FILE   the paper's Table 2 beside our replay of its trace"
 
 setup: $(STAMP)
 
@@ -52,7 +52,7 @@ bench: setup
 	$(BIN)/python benchmarks/planner.py
 
 paper: setup
-	$(BIN)/python benchmarks/paper.py
+	$(BIN)/python benchmarks/paper.py $(TRACE)
 
 clean:
 	rm -rf .venv $(DEMO_HOME) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,6 +1,9 @@
 """The paper's Table 2 and ours, side by side: USD per million images or tokens, on its four segments.
 
-Run: python benchmarks/paper.py [TRACE]
+TRACE is the trace that the paper was measured on: 12 hours of up to 32 p3.2xlarge instances, published with
+Bamboo (github.com/uclasystem/bamboo). It is not shipped with Parcae.
+
+    make paper TRACE=aws-p3-12h.csv
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import geometric_mean
 
-from parcae_cli.catalogue import templates_folder
 from parcae_cli.replay_inputs import read_trace, replay_setup
 from runtime.planning.trace import Trace
 from runtime.simulate.baselines import on_demand
@@ -34,7 +36,9 @@ def prices(part: Trace, model: str) -> dict[str, float | None]:
 
 def main() -> None:
     """Print the table, and how much dearer the others are than Parcae: the paper's figure and ours."""
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else templates_folder() / "traces/aws-p3-12h.csv"
+    if len(sys.argv) != 2:
+        sys.exit("usage: python benchmarks/paper.py TRACE   (or: make paper TRACE=FILE)\n" + (__doc__ or ""))
+    path = Path(sys.argv[1])
     paper = json.loads(TABLE.read_text(encoding="utf-8"))
     whole = replace(read_trace(path), name=path.name)
     ratios: dict[tuple[str, str], list[float]] = {}

@@ -12,17 +12,10 @@ import asyncio
 from collections.abc import Callable
 
 from cloud.types import NoticeKind
-from runtime.control import fleet_events, messages
+from runtime.control import fleet_events, generations, messages
 from runtime.control.backup import Backup
 from runtime.control.digests import FinalDigests
-from runtime.control.generations import (
-    Pending,
-    Recovery,
-    can_be_built,
-    members_hold,
-    prepare_messages,
-    switch_messages,
-)
+from runtime.control.generations import Pending, Recovery, members_hold
 from runtime.control.journal import JobState
 from runtime.control.keeper import CheckpointKeeper
 from runtime.control.phases import FleetPort, Phase, StartGate, StopRequest, give_up_on, next_batch
@@ -32,6 +25,7 @@ from runtime.control.training import NEVER_S, Pace, PushSchedule, Training, Trai
 from runtime.control.votes import Ballot
 from runtime.planning import controller
 from runtime.planning import types as plan_types
+from runtime.planning.costs import notice_lead_s
 from runtime.planning.ledger import Ledger
 from runtime.planning.types import MigrationKind, MigrationPlan
 
@@ -60,6 +54,7 @@ class Coordinator:
         self._keeper, self._on_ready = keeper, on_ready
         self._state = controller.initial_state(config)
         self._roster = Roster()
+        self._planned_lead_s = notice_lead_s(config.profile, config.costs)
         self._phase = Phase.WAITING
         self._running: MigrationPlan | None = None
         self._fresh = False  # the running generation has not committed a step yet
@@ -87,13 +82,16 @@ class Coordinator:
         """
         next_tick_s = self._now_s() + self._training.interval_s
         while self._phase is not Phase.ENDED:
-            timeout_s = min(next_tick_s, self._deadline_s) - self._now_s()
-            for event in await next_batch(self._fleet.events, timeout_s):
+            lead_s = self._pace.notice_lead_s(self._planned_lead_s)
+            wake_s = min(next_tick_s, self._deadline_s, self._roster.next_due_s(lead_s))
+            for event in await next_batch(self._fleet.events, wake_s - self._now_s()):
                 self._handle(event)
             if self._now_s() >= next_tick_s:
                 next_tick_s = max(next_tick_s + self._training.interval_s, self._now_s())
                 self._planning.append(plan_types.IntervalElapsed())
                 self._expire_notices()
+            for node in self._roster.due(self._now_s(), lead_s):
+                self._planning.append(plan_types.NodeNoticed(node, self._roster.notices[node]))
             self._check_deadline()
             self._decide()
             self._recorder.refresh()
@@ -174,8 +172,6 @@ class Coordinator:
         self._keeper.learn(message.parameters)
         self._roster.make_ready(node)
         self._planning.append(plan_types.NodeJoined(node))
-        if node in self._roster.notices:
-            self._planning.append(plan_types.NodeNoticed(node, self._roster.notices[node]))
         self._recorder.event("joined", f"{node} joined", "its worker is ready")
 
     def _notice(self, event: fleet_events.NodeNoticed) -> None:
@@ -184,9 +180,6 @@ class Coordinator:
             return
         left_s = self._recorder.noticed(event.node, event.notice.deadline_s)
         self._roster.notices[event.node] = self._now_s() + left_s
-        if self._roster.is_ready(event.node):
-            deadline_s = self._roster.notices[event.node]
-            self._planning.append(plan_types.NodeNoticed(event.node, deadline_s))
 
     def _expire_notices(self) -> None:
         """A node that outlives its deadline by an interval was spared: it counts again."""
@@ -206,7 +199,9 @@ class Coordinator:
             assert self._running is not None
             if node in self._running.assignment:
                 self._recover()
-            elif self._pending is not None and not can_be_built(self._pending.plan, self._roster.ready):
+            elif self._pending is not None and not generations.can_be_built(
+                self._pending.plan, self._roster.ready
+            ):
                 self._cancel_pending()
         elif self._phase is Phase.FINISHING:
             self._finish_or_recover()
@@ -285,7 +280,7 @@ class Coordinator:
         self._switch(plan)
 
     def _prepare(self, plan: MigrationPlan) -> None:
-        for node, message in prepare_messages(plan, self._roster.workers).items():
+        for node, message in generations.prepare_messages(plan, self._roster.workers).items():
             self._send(node, message)
 
     def _switch(self, plan: MigrationPlan) -> None:
@@ -298,7 +293,7 @@ class Coordinator:
         self._running, self._fresh, self._pending = plan, True, None
         self._ballot = Ballot(plan.generation, self._step, plan.layout.positions)
         self._deadline_s = self._now_s() + self._pace.timeout_s
-        for node, message in switch_messages(plan, self._step, self._roster.workers).items():
+        for node, message in generations.switch_messages(plan, self._step, self._roster.workers).items():
             self._send(node, message)
         self._recorder.generation(plan)
 

@@ -223,3 +223,4 @@ def _warm_up(config: ControllerConfig) -> None:
     import scipy.optimize  # noqa: F401
 
     config.forecaster.forecast(tuple(range(2, config.history + 2)), config.lookahead, 0.0)
+    config.planner.warm_up(config.max_nodes)

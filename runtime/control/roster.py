@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from cloud.types import Instance, InstanceState
@@ -24,6 +25,7 @@ class Roster:
         self.notices: dict[str, float] = {}
         self._booting: set[str] = set()
         self._seen: set[str] = set()
+        self._acted_on: set[str] = set()  # noticed nodes that planning knows of
         self._lost: list[str] = []
         self._joined: list[str] = []
 
@@ -50,6 +52,7 @@ class Roster:
     def join(self, node: str, hello: Hello) -> bool:
         """A worker connected; whether it is the node's first."""
         self.workers[node] = Worker(hello)
+        self._acted_on.discard(node)
         first = node not in self._seen
         self._seen.add(node)
         return first
@@ -68,6 +71,24 @@ class Roster:
         self._lost.append(node)
         return True
 
+    def due(self, now_s: float, lead_s: float) -> list[str]:
+        """The noticed nodes that have to be acted on now, each named once: `lead_s` before their deadline.
+
+        Until then they train on.
+        """
+        due = [
+            node
+            for node, deadline_s in self.notices.items()
+            if node not in self._acted_on and self.is_ready(node) and now_s >= deadline_s - lead_s
+        ]
+        self._acted_on.update(due)
+        return due
+
+    def next_due_s(self, lead_s: float) -> float:
+        """When `due` will name the next node."""
+        waiting = (at_s for node, at_s in self.notices.items() if node not in self._acted_on and node in self)
+        return min(waiting, default=math.inf) - lead_s
+
     def is_ready(self, node: str) -> bool:
         """Whether the node can be given a position."""
         return node in self.workers and self.workers[node].ready
@@ -77,7 +98,9 @@ class Roster:
         over = [node for node, deadline_s in self.notices.items() if deadline_s < late_s]
         for node in over:
             del self.notices[node]
-        return [node for node in over if self.is_ready(node)]
+        spared = [node for node in over if self.is_ready(node) and node in self._acted_on]
+        self._acted_on.difference_update(over)
+        return spared
 
     def changes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The nodes lost and joined since this was last asked."""

@@ -14,6 +14,9 @@ from runtime.planning.model import ModelSpec
 # A step without all votes by then is abandoned, though nobody is known to have died.
 STEP_TIMEOUT_S = 60.0
 _RECENT_STEPS = 30
+# A noticed node is given up this long before its deadline at least, or so many steps.
+_MIN_NOTICE_LEAD_S = 1.0
+_LEAD_STEPS = 6
 
 
 class TrainingError(Exception):
@@ -69,6 +72,13 @@ class Pace:
     def timeout_s(self) -> float:
         """After how long a step that nobody has finished is stuck."""
         return max(STEP_TIMEOUT_S, 50 * self.ordinary_s)
+
+    def notice_lead_s(self, planned_s: float) -> float:
+        """How long before its deadline a node is given up: earlier wastes it, later may be too late.
+
+        `planned_s` is what the cost model asks for.
+        """
+        return max(_MIN_NOTICE_LEAD_S, planned_s, _LEAD_STEPS * self.ordinary_s)
 
     def commit(self, now_s: float, fresh: bool) -> float:
         """A step was committed, `fresh` if a generation's first. Returns its time less an ordinary step's."""

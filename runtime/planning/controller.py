@@ -110,7 +110,7 @@ def step(config: ControllerConfig, state: ControllerState, events: Sequence[Even
     if news.pending_broken:
         state = replace(state, pending=None)
     situation = Situation(
-        usable=len(state.usable),
+        usable=min(len(state.usable), config.max_nodes),
         layout=state.layout,
         survivors=state.survivors(),
         lost_positions=sum(node not in state.nodes for node in state.assignment),
@@ -122,6 +122,8 @@ def step(config: ControllerConfig, state: ControllerState, events: Sequence[Even
         started=state.started,
     )
     history = state.history if news.interval else (*state.history, len(state.usable))
+    # There may be more nodes than are wanted for a while: a noticed one trains on beside its replacement.
+    history = tuple(min(count, config.max_nodes) for count in history)
     verdict = config.planner.decide(situation, history, now_s)
     if verdict.layout is None:
         return _hold_still(config, state, verdict.forecast)

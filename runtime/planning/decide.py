@@ -129,19 +129,21 @@ class Planner:
         span_s = self.interval_s
         if self.foresight is not None:
             span_s, ahead = self.foresight.ahead(now_s)
+            horizon_s = self.foresight.left_s(now_s)
         else:
             steps = steps_of(beyond(forecast.turns[: self.lookahead - 1]), self.interval_s)
             ahead = programme.values(steps, situation.usable)
+            horizon_s = span_s + sum(step.span_s for step in steps)
         worth = {option.layout: float(ahead[programme.index[option.layout]]) for option in options}
         running = situation.layout if situation.running else None
-        choice = choose(self.profile, options, running, span_s, worth, self.interval_s * self.lookahead)
+        choice = choose(self.profile, options, running, span_s, worth, horizon_s)
         layout = choice.option.layout
         if choice.option.stay:
             why = f"{layout} stays: no change is worth its cost"
         else:
             why = (
                 f"{layout} on {situation.usable} nodes, {self.profile.samples_per_s(layout):.4g} samples/s, "
-                f"{choice.liveput:.4g} expected over {self.lookahead} intervals"
+                f"{max(0.0, choice.liveput):.4g} expected"
             )
         return Verdict(layout, choice.option.stay, why, forecast.mean, choice.liveput)
 

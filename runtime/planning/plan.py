@@ -25,7 +25,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Choice:
-    """The option taken; `liveput` is the samples a second it is expected to commit over the look-ahead."""
+    """The option taken; `liveput` is the samples a second it is expected to commit over the horizon."""
 
     option: Option
     liveput: float

@@ -284,6 +284,10 @@ class Foresight:
         self.programme = programme
         self._values = programme.path_values(steps, counts)
 
+    def left_s(self, now_s: float) -> float:
+        """Seconds to the end of what is known."""
+        return max(self._end_s - now_s, 1e-9)
+
     def ahead(self, now_s: float) -> tuple[float, Vector]:
         """Seconds to the next change, and what each layout is worth before it."""
         number = bisect_right(self._times_s, now_s)

@@ -230,3 +230,21 @@ def test_a_step_touches_nothing_it_was_given() -> None:
     nodes, holds = dict(before.nodes), dict(before.holds)
     step(job.config, before, [NodeLost("n0")], 5.0)
     assert (dict(before.nodes), dict(before.holds)) == (nodes, holds)
+
+
+def test_more_nodes_than_were_asked_for_are_spares() -> None:
+    """A noticed node trains on beside its replacement: one node too many must not upset the plan."""
+    wanted = config().max_nodes
+    job = Job(config()).with_nodes(wanted + 3)
+    assert job.plans[0].layout.positions <= wanted
+    assert job.tell(IntervalElapsed()).commands == ()
+
+
+def test_liveput_is_a_throughput() -> None:
+    """What is expected is above nothing and never above what the fastest layout does undisturbed."""
+    job = Job(config()).with_nodes(8)
+    fastest = config().profile.samples_per_s(Layout(4, 2))
+    seen = [job.tell(IntervalElapsed()).liveput for _ in range(3)]
+    job.tell(NodeLost("n1"))
+    seen += [job.tell(IntervalElapsed()).liveput for _ in range(3)]
+    assert all(0 < liveput <= fastest for liveput in seen)

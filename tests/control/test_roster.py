@@ -1,0 +1,70 @@
+"""Who is here, and when a notice has to be acted on."""
+
+from __future__ import annotations
+
+from runtime.control.messages import Hello
+from runtime.control.roster import Roster
+from runtime.control.training import Pace
+
+HELLO = Hello(1, "127.0.0.1", 1, 2)
+
+
+def roster_with(*nodes: str) -> Roster:
+    roster = Roster()
+    for node in nodes:
+        roster.join(node, HELLO)
+        roster.make_ready(node)
+    return roster
+
+
+def test_a_noticed_node_trains_on_until_its_lead() -> None:
+    """It is named once, `lead_s` before its deadline, and the loop is told when to look."""
+    roster = roster_with("a", "b")
+    roster.notices["a"] = 100.0
+    assert roster.next_due_s(10.0) == 90.0
+    assert roster.due(89.9, 10.0) == []
+    assert roster.due(90.0, 10.0) == ["a"]
+    assert roster.due(95.0, 10.0) == []
+    assert roster.next_due_s(10.0) == float("inf")
+
+
+def test_a_new_worker_of_a_noticed_node_is_named_again() -> None:
+    """The node's worker died and another joined: planning must hear of the notice once more."""
+    roster = roster_with("a")
+    roster.notices["a"] = 100.0
+    assert roster.due(99.0, 10.0) == ["a"]
+    roster.lose("a")
+    roster.join("a", HELLO)
+    assert roster.due(99.0, 10.0) == []  # not ready yet
+    roster.make_ready("a")
+    assert roster.due(99.0, 10.0) == ["a"]
+
+
+def test_only_a_notice_that_was_acted_on_is_withdrawn() -> None:
+    """A node that outlives its deadline counts again, if it had been counted out."""
+    roster = roster_with("a", "b", "c")
+    roster.notices.update(a=100.0, b=100.0, c=300.0)
+    roster.workers["b"].ready = False
+    assert roster.due(95.0, 10.0) == ["a"]
+    assert roster.spared(200.0) == ["a"]
+    assert set(roster.notices) == {"c"}
+
+
+def test_changes_are_told_once() -> None:
+    """Nodes lost and joined since the last generation; a worker that was never ready is neither."""
+    roster = roster_with("a", "b")
+    roster.join("c", HELLO)
+    assert not roster.lose("c")
+    assert roster.lose("a")
+    assert roster.changes() == (("a",), ("a", "b"))
+    assert roster.changes() == ((), ())
+
+
+def test_the_lead_grows_with_the_steps() -> None:
+    """A second at least, what the plan asks for, or six ordinary steps."""
+    pace = Pace()
+    assert pace.notice_lead_s(0.2) == 1.0
+    assert pace.notice_lead_s(30.0) == 30.0
+    for now_s in (0.0, 2.0, 4.0):
+        pace.commit(now_s, fresh=False)
+    assert pace.notice_lead_s(0.2) == 12.0
