@@ -1,3 +1,5 @@
+"""What the controller decides, told as stories of events."""
+
 from __future__ import annotations
 
 import pytest

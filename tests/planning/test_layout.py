@@ -1,3 +1,5 @@
+"""Cutting layers into stages, and sharing micro-batches."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Every sample once an epoch, whatever happens."""
+
 from __future__ import annotations
 
 import pytest

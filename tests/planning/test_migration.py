@@ -1,3 +1,5 @@
+"""Assignments that move the least, and fetches from whoever holds the state."""
+
 from __future__ import annotations
 
 from itertools import permutations

@@ -1,3 +1,5 @@
+"""Templates of models, good and bad."""
+
 from __future__ import annotations
 
 import copy

@@ -1,3 +1,5 @@
+"""The exact law of preemptions against brute force over every subset."""
+
 from __future__ import annotations
 
 from collections import Counter

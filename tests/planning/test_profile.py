@@ -1,3 +1,5 @@
+"""Measured and estimated step times, and what does not fit."""
+
 from __future__ import annotations
 
 import copy

@@ -1,3 +1,5 @@
+"""The dynamic programme behind a plan."""
+
 from __future__ import annotations
 
 from itertools import product

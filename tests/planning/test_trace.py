@@ -1,3 +1,5 @@
+"""Traces in every format, and what is wrong with bad ones."""
+
 from __future__ import annotations
 
 from pathlib import Path

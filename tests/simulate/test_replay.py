@@ -1,3 +1,5 @@
+"""Replays of whole traces: accounts that add up, policies in their order."""
+
 from __future__ import annotations
 
 from dataclasses import replace
