@@ -199,9 +199,7 @@ class Coordinator:
             assert self._running is not None
             if node in self._running.assignment:
                 self._recover()
-            elif self._pending is not None and not generations.can_be_built(
-                self._pending.plan, self._roster.ready
-            ):
+            elif self._pending is not None and not self._pending.possible(self._roster.ready):
                 self._cancel_pending()
         elif self._phase is Phase.FINISHING:
             self._finish_or_recover()

@@ -27,6 +27,11 @@ class Pending:
         """Whether every member's groups stand."""
         return self.prepared >= set(self.plan.assignment)
 
+    def possible(self, alive: Collection[str]) -> bool:
+        """Whether everybody whom the plan needs, as a member or as a source, is still here."""
+        sources = {fetch.source for fetch in self.plan.fetches if fetch.source is not None}
+        return set(self.plan.assignment) | sources <= set(alive)
+
     def late(self, now_s: float) -> bool:
         """Whether it should have been ready long ago."""
         return not self.ready and now_s > self.since_s + PREPARE_TIMEOUT_S
@@ -85,9 +90,3 @@ def switch_messages(plan: MigrationPlan, step: int, workers: Mapping[str, Worker
 def members_hold(plan: MigrationPlan) -> dict[str, frozenset[int]]:
     """The layers of every member, once the generation is live."""
     return {node: frozenset(plan.cuts[at.stage]) for node, at in plan.assignment.items()}
-
-
-def can_be_built(plan: MigrationPlan, ready: Collection[str]) -> bool:
-    """Whether everybody whom the plan needs, as a member or as a source, is still here."""
-    sources = {fetch.source for fetch in plan.fetches if fetch.source is not None}
-    return set(plan.assignment) | sources <= set(ready)
