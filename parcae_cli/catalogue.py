@@ -53,6 +53,21 @@ def load_measured_costs() -> dict[str, Any]:
     return table
 
 
+def load_fleet(cloud: str, own: str | None = None) -> dict[str, Any]:
+    """The settings of a cloud's fleet with its bootstrap script, and the user's file laid over them.
+
+    Raises:
+        InputError: the file is missing or not TOML.
+    """
+    table = _read(templates_folder() / "fleets" / f"{cloud}.toml")
+    script = templates_folder() / "bootstrap" / f"{cloud}.sh"
+    if script.exists():
+        table["bootstrap"] = script.read_text(encoding="utf-8")
+    for key, value in (_read(Path(own)) if own is not None else {}).items():
+        table[key] = table[key] | value if isinstance(table.get(key), dict) else value
+    return table
+
+
 def _model_path(name: str) -> Path:
     if name.endswith(".toml"):
         path = Path(name)

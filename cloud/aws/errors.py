@@ -111,7 +111,7 @@ def refused(verdict: Verdict, call: str, code: str, said: str, instance_type: st
         return CredentialsError(
             f"{text}. Check `aws sts get-caller-identity` and the permissions of that user"
         )
-    if verdict is Verdict.NEXT_POOL:
+    if verdict is Verdict.NEXT_POOL and call == "create_fleet":
         return NoCapacityError(text)
     return CloudError(text)
 
@@ -126,9 +126,7 @@ def from_client_error(call: str, response: Mapping[str, Any], now: datetime | No
         skew_s = clock_skew_s(metadata.get("HTTPHeaders", {}).get("date", ""), now or datetime.now(UTC))
         if abs(skew_s) > _SKEW_S:
             said += f" (this machine's clock is {skew_s:+.0f} s off AWS's: set it, e.g. with chrony)"
-    error = refused(verdict, call, code, said)
-    error.add_note(code)
-    return error
+    return refused(verdict, call, code, said)
 
 
 def clock_skew_s(http_date: str, now: datetime) -> float:

@@ -24,6 +24,7 @@ from cloud.aws.shared import (
     ensure_key_pair,
     ensure_template,
     image_id,
+    mark_ended,
     remove_launch,
     write_private,
 )
@@ -114,7 +115,7 @@ class AwsProvider:
                 break
             least = min(self._smallest, missing) if not held and not got else 1
             request = fleet_request(
-                self._record.owner, self._settings, plans, missing, least, f"{token}-{number}", self._template
+                self._record.owner, self._settings, plans, missing, least, token, number, self._template
             )
             # The request is on the disk before it is sent: whoever cleans up after us can repeat it.
             write_private(self._intent(token, number), json.dumps(request))
@@ -311,4 +312,5 @@ class AwsProvider:
                     one, instance=replace(one.instance, state=InstanceState.TERMINATED)
                 )
         remove_launch(self._api, self._record.owner, self._settings.placement_group)
+        mark_ended(self._folder)
         self._looked_s = self._clock() + 1e9  # nothing is left to look at

@@ -111,12 +111,14 @@ def fleet_request(
     count: int,
     at_least: int,
     token: str,
+    attempt: int = 0,
     template: str = "",
 ) -> Request:
     """CreateFleet of type instant: up to `count` spot instances from these pools; none if under `at_least`.
 
     `at_least` above 1 asks for one zone and one type, since EC2 demands that, and since a pipeline wants it.
-    Nothing here replaces an instance behind our back.
+    Nothing here replaces an instance behind our back. A request may take several attempts at other pools:
+    each has a client token of its own, all carry the request's token as a tag.
     """
     spot: dict[str, Any] = {
         "AllocationStrategy": "price-capacity-optimized",
@@ -135,7 +137,7 @@ def fleet_request(
     tags = owner.tags(token)
     return {
         "Type": "instant",
-        "ClientToken": token,
+        "ClientToken": f"{token}-{attempt}",
         "SpotOptions": spot,
         "LaunchTemplateConfigs": [
             {

@@ -70,6 +70,17 @@ class LaunchRecord:
         return cls(fields["job"], fields["launch"], fields["region"], HostKey(**fields["host_key"]))
 
 
+def mark_ended(folder: Path) -> None:
+    """The API has said that nothing of this launch is left: whoever sweeps later need not ask again."""
+    if folder.is_dir():
+        write_private(folder / "ended", "")
+
+
+def has_ended(folder: Path) -> bool:
+    """Whether a launch was seen to its end, or never began."""
+    return (folder / "ended").exists() or not (folder / "launch.json").exists()
+
+
 def client_key(home: Path) -> tuple[str, str, str]:
     """This user's SSH key for AWS nodes: private and public OpenSSH text, and a short fingerprint."""
     import hashlib

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cloud.aws.api import Api, ApiError
 from cloud.aws.errors import Verdict
-from cloud.aws.requests import Owner
+from cloud.aws.requests import LAUNCH_TAG, Owner
+from cloud.aws.shared import LaunchRecord, has_ended, mark_ended, remove_launch
 from cloud.provider import CloudError, MaybeStillRunningError
 
 _LIVE = ("pending", "running", "shutting-down", "stopping", "stopped")
@@ -85,6 +86,43 @@ def _row(api: Api, name: str) -> dict[str, dict[str, Any]]:
             raise
         return {}
     return {row["InstanceId"]: row for found in reply["Reservations"] for row in found["Instances"]}
+
+
+def end_launch(folder: Path, timeout_s: float, pause: Callable[[float], None] = time.sleep) -> list[str]:
+    """See a launch to its end from another process, by what its folder tells; the ids that were ended.
+
+    Raises:
+        MaybeStillRunningError: that cannot be said of all of it.
+        CredentialsError: there are no credentials, or no boto3.
+    """
+    if has_ended(folder):
+        return []
+    record = LaunchRecord.read(folder / "launch.json")
+    api = Api(record.region, pause)
+    try:
+        known = replay_requests(api, folder)
+        live = {row["InstanceId"] for row in launch_rows(api, record.owner) if row["State"]["Name"] in _LIVE}
+    except CloudError as error:
+        raise MaybeStillRunningError(f"aws: cannot see what {record.job} has left: {error}") from error
+    terminate_until_gone(api, record.owner, known, timeout_s)
+    remove_launch(api, record.owner, placement_group=True)
+    mark_ended(folder)
+    return sorted(live | known)
+
+
+def strangers(api: Api, launches: Collection[str]) -> list[dict[str, Any]]:
+    """Live instances of Parcae that belong to none of these launches: another machine's, or nobody's."""
+    filters = [
+        {"Name": "tag-key", "Values": [LAUNCH_TAG]},
+        {"Name": "instance-state-name", "Values": ["pending", "running", "stopping", "stopped"]},
+    ]
+    reservations = api.pages("describe_instances", {"Filters": filters}, "Reservations")
+    rows = [row for reservation in reservations for row in reservation["Instances"]]
+    return [
+        row
+        for row in rows
+        if not any(tag["Key"] == LAUNCH_TAG and tag["Value"] in launches for tag in row.get("Tags", []))
+    ]
 
 
 def replay_requests(api: Api, folder: Path) -> set[str]:

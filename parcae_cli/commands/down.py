@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # A launcher ends its fleet within 10 s; one that does not is killed, and its fleet swept after it.
 STOP_TIMEOUT_S = 20.0
+# EC2 takes its time to call an instance terminated.
+AWS_STOP_TIMEOUT_S = 600.0
 KILL_TIMEOUT_S = 5.0
 
 
@@ -104,6 +106,9 @@ def end_job(journal: Journal, record: JobRecord) -> Ended:
     if record.launcher_alive and was_running and record.pid != os.getpid() and not _stop(record):
         doubtful.append(f"launcher of {record.name} (process {record.pid})")
     killed, left = _sweep(journal.job_folder(record.name))
+    if record.spec.get("cloud") == "aws" and not doubtful:
+        ended, unclear = _sweep_aws(journal.job_folder(record.name) / "aws")
+        killed, left = [*killed, *ended], [*left, *unclear]
     if record.spec.get("cloud") == "hosts" and not doubtful:
         cleared, unclear = _sweep_hosts(journal, record)
         killed, left = [*killed, *cleared], [*left, *unclear]
@@ -119,7 +124,8 @@ def end_job(journal: Journal, record: JobRecord) -> Ended:
 
 def _stop(record: JobRecord) -> bool:
     """Ask the launcher to stop, and kill it if it does not. True when it is gone."""
-    for number, timeout_s in ((signal.SIGTERM, STOP_TIMEOUT_S), (signal.SIGKILL, KILL_TIMEOUT_S)):
+    patience_s = AWS_STOP_TIMEOUT_S if record.spec.get("cloud") == "aws" else STOP_TIMEOUT_S
+    for number, timeout_s in ((signal.SIGTERM, patience_s), (signal.SIGKILL, KILL_TIMEOUT_S)):
         try:
             os.kill(record.pid, number)
         except ProcessLookupError:
@@ -156,6 +162,17 @@ def _sweep_hosts(journal: Journal, record: JobRecord) -> tuple[list[str], list[s
     logs = journal.job_folder(record.name) / "logs"
     cleared, unclear = sweep(record.name, Path(record.spec["fleet"]["hosts"]), instances, logs)
     return [f"what ran on {name}" for name in cleared], list(unclear)
+
+
+def _sweep_aws(folder: Path) -> tuple[list[str], list[str]]:
+    """Terminate what the job has left at EC2, and wait for the API's word."""
+    from cloud.provider import CloudError
+    from runtime.control.providers.aws import sweep
+
+    try:
+        return [f"instance {name}" for name in sweep(folder)], []
+    except CloudError as error:
+        return [], [str(error)]
 
 
 def _close(journal: Journal, job: str) -> None:

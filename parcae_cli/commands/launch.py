@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import glob
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,8 +15,8 @@ from parcae_cli.errors import FailedError, Interrupted, UsageError
 if TYPE_CHECKING:
     from runtime.control.job import JobResult, LaunchRequest
 
-CLOUDS = ("local", "hosts")
-PLANNED_CLOUDS = ("aws", "gcp")
+CLOUDS = ("local", "hosts", "aws")
+PLANNED_CLOUDS = ("gcp",)
 POLICIES = ("parcae", "reactive")
 
 
@@ -30,6 +31,10 @@ def launch(
     hosts: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Hosts only: the file that names your machines."),
+    ] = None,
+    fleet: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="AWS only: settings laid over templates/fleets/aws.toml."),
     ] = None,
     nodes: Annotated[int, typer.Option(metavar="N", min=1, help="How many nodes are wanted.")] = 8,
     trace: Annotated[
@@ -85,6 +90,13 @@ def launch(
     budget: Annotated[
         float | None, typer.Option(metavar="USD", help="Stop before spending more than this, in USD.")
     ] = None,
+    max_hours: Annotated[
+        float | None, typer.Option(metavar="H", help="Stop before having run for longer than this.")
+    ] = None,
+    max_price_per_hour: Annotated[
+        float | None, typer.Option(metavar="USD", help="Rent no more than this costs in an hour, in USD.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Rent without asking.")] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Return when the job has started.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and print the plan; rent nothing.")
@@ -99,8 +111,9 @@ def launch(
 
     refuse_modules_in(Path.cwd())
     check_cloud(cloud, trace)
-    fleet = check_hosts(cloud, hosts)
-    for option, value in (("--speed", speed), ("--interval", interval), ("--budget", budget)):
+    settings = check_hosts(cloud, hosts) or check_fleet(cloud, fleet)
+    limits = (("--budget", budget), ("--max-hours", max_hours), ("--max-price-per-hour", max_price_per_hour))
+    for option, value in (("--speed", speed), ("--interval", interval), *limits):
         if value is not None and not 0 < value < float("inf"):
             raise UsageError(f"{option} {value:g}: must be above 0")
     if policy not in POLICIES:
@@ -120,7 +133,7 @@ def launch(
         model=str(Path(model).resolve()) if model.endswith(".toml") else model,
         home=home,
         cloud=cloud,
-        fleet=fleet,
+        fleet=settings,
         nodes=nodes,
         trace=check_trace(trace),
         speed=speed,
@@ -133,6 +146,8 @@ def launch(
         lookahead=lookahead,
         backup_every=backup_every,
         budget_usd=budget,
+        max_hours=max_hours,
+        max_usd_per_hour=max_price_per_hour,
         checkpoint=folder_of("--checkpoint", checkpoint),
         checkpoint_every=checkpoint_every,
         start_from=folder_of("--from", start_from, must_exist=True),
@@ -140,16 +155,48 @@ def launch(
         template=load_template(model),
         cost_table=load_measured_costs(),
     )
+    if cloud == "aws" and data:
+        raise UsageError("--data: files are not sent to AWS nodes yet", "Leave it out: there is a default")
     if dry_run:
         from parcae_cli.render.job import print_request
 
-        print_request(request, as_json)
+        print_request(request, as_json, planned(request))
     elif detach:
         from parcae_cli.detach import launch_detached
 
-        launch_detached(request, sys.argv[1:], as_json)
+        confirm(request, yes)
+        launch_detached(request, [*sys.argv[1:], "--yes"], as_json)
     else:
+        confirm(request, yes)
         finish(carry_out(request), as_json)
+
+
+def planned(request: LaunchRequest) -> Mapping[str, Any] | None:
+    """What the cloud would be asked for; None for clouds that cost nothing."""
+    from runtime.control.providers import cloud_plan
+    from runtime.planning.model import parse_model
+
+    return cloud_plan(request, parse_model(request.template, request.model))
+
+
+def confirm(request: LaunchRequest, yes: bool) -> None:
+    """Ask before money is spent.
+
+    Raises:
+        UsageError: nobody is there to be asked.
+        Interrupted: the answer was no.
+    """
+    if yes or request.cloud != "aws":
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("--cloud aws spends money and there is nobody to ask", "Give --yes, or --dry-run")
+    from parcae_cli.render.job import print_plan
+
+    plan = planned(request)
+    assert plan is not None
+    print_plan(plan)
+    if not typer.confirm("Rent this?", err=True):
+        raise Interrupted("nothing was rented")
 
 
 def carry_out(request: LaunchRequest) -> JobResult:
@@ -206,6 +253,22 @@ def check_hosts(cloud: str, hosts: str | None) -> dict[str, str]:
     path = Path(hosts).expanduser()
     read_inventory(path)
     return {"hosts": str(path.resolve())}
+
+
+def check_fleet(cloud: str, own: str | None) -> dict[str, Any]:
+    """The settings of the cloud's fleet: the shipped ones with the user's file laid over them.
+
+    Raises:
+        UsageError: there is a file and no use for it.
+        InputError: it is missing, or not TOML.
+    """
+    if cloud != "aws":
+        if own is not None:
+            raise UsageError(f"--fleet is for --cloud aws; {cloud} has no such settings")
+        return {}
+    from parcae_cli.catalogue import load_fleet
+
+    return load_fleet(cloud, own)
 
 
 def check_model(model: str) -> None:

@@ -2,29 +2,60 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 from parcae_cli.render.output import bytes_text, duration_text, print_json, text_console, usd_text
 from runtime.control.job import JobResult, LaunchRequest
 
 
-def print_request(request: LaunchRequest, as_json: bool) -> None:
-    """What a launch would do: every option as it was understood."""
+def print_request(request: LaunchRequest, as_json: bool, plan: Mapping[str, Any] | None = None) -> None:
+    """What a launch would do: every option as it was understood, and what a cloud would be asked for."""
     if as_json:
-        print_json(request.as_json() | {"job": request.name, "state": "planned"})
+        extra = {} if plan is None else {"plan": plan}
+        print_json(request.as_json() | {"job": request.name, "state": "planned"} | extra)
         return
     from rich.table import Table
 
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     for key, value in request.as_json().items():
-        if key in ("template", "cost_table", "faults"):
+        if key in ("template", "cost_table", "faults", "fleet"):
             continue
         if key == "corpus":
             value = f"{len(request.corpus)} files" if request.corpus else "the standard library's sources"
         table.add_row(key, "-" if value is None else str(value))
     console = text_console()
     console.print("[bold]Would launch[/] (nothing was started)")
+    console.print(table)
+    if plan is not None:
+        print_plan(plan)
+        console.print("\n[bold]Requests that would be sent[/], in order")
+        for request_ in plan["requests"]:
+            text = json.dumps(request_["arguments"], indent=2)
+            console.print(f"{request_['call']} {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_plan(plan: Mapping[str, Any]) -> None:
+    """What would be rented and expected, before it costs anything."""
+    from rich.table import Table
+
+    expected = plan["expected"]
+    console = text_console()
+    console.print(
+        f"[bold]{plan['nodes']} x {plan['gpu']}[/] in {plan['region']} as {plan['layout']}, at least "
+        f"{plan['smallest_fleet']}: {usd_text(expected['usd_per_hour'])} an hour, "
+        f"{expected['samples_per_s']:.3g} samples/s, {duration_text(expected['hours'] * 3600)}, "
+        f"{usd_text(expected['usd'])} in all ({expected['note']})"
+    )
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("type", "zone", "USD/h", "placement score"):
+        table.add_column(name, style="dim")
+    for pool in plan["pools"]:
+        score = "-" if pool["placement_score"] is None else str(pool["placement_score"])
+        table.add_row(pool["instance_type"], pool["zone"], f"{pool['spot_usd_per_hour']:.4f}", score)
     console.print(table)
 
 

@@ -54,7 +54,7 @@ def is_one_line(done: Done, *words: str) -> bool:
         (["launch", "gpt-tiny", "--notice", "-1"], ["--notice"]),
         (["launch", "gpt-tiny", "--policy", "ideal"], ["--policy", "reactive", "parcae replay"]),
         (["launch", "gpt-tiny", "--cloud", "azure"], ["azure", "local"]),
-        (["launch", "gpt-tiny", "--cloud", "aws"], ["aws", "not yet in this version"]),
+        (["launch", "gpt-tiny", "--cloud", "aws"], ["--cloud aws spends money", "--dry-run"]),
         (["launch", "gpt-tiny", "--cloud", "gcp"], ["gcp", "not yet in this version"]),
         (["launch", "gpt-tiny", "--cloud", "hosts"], ["--hosts FILE"]),
         (["launch", "gpt-tiny", "--hosts", "x.toml"], ["--cloud hosts"]),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import asyncssh
@@ -13,6 +14,7 @@ from cloud.aws.api import Api, ApiError
 from cloud.aws.market import Offer, check_quota, offers
 from cloud.aws.provider import AwsProvider
 from cloud.aws.requests import (
+    JOB_TAG,
     Owner,
     fleet_request,
     group_request,
@@ -22,6 +24,7 @@ from cloud.aws.requests import (
 )
 from cloud.aws.settings import AwsSettings
 from cloud.aws.shared import LaunchRecord, image_id
+from cloud.aws.sweep import end_launch, strangers
 from cloud.types import Instance
 from runtime.control import ssh
 from runtime.control.deploy import PushedSources
@@ -33,6 +36,7 @@ from runtime.planning.errors import InputError
 from runtime.planning.model import DeviceSpec, ModelSpec
 from runtime.planning.profile import Profile, estimated_profile
 
+SWEEP_WITHIN_S = 600.0
 _LOG_LINES = 40
 _STATE_TIMEOUT_S = 10.0
 
@@ -113,7 +117,7 @@ def plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any]:
         ),
         (
             "create_fleet",
-            fleet_request(owner, settings, choice.offer.pools, wanted, min(smallest, wanted), "TOKEN-0"),
+            fleet_request(owner, settings, choice.offer.pools, wanted, min(smallest, wanted), "TOKEN"),
         ),
     ]
     return {
@@ -141,6 +145,34 @@ def plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any]:
         },
         "requests": [{"call": call, "arguments": _printable(arguments)} for call, arguments in sent],
     }
+
+
+def sweep(folder: Path) -> list[str]:
+    """Terminate what a launch has left, by the records in its folder; the ids of what lived.
+
+    Raises:
+        MaybeStillRunningError: the API did not say that all of it is gone.
+    """
+    return end_launch(folder, SWEEP_WITHIN_S)
+
+
+def foreign_instances(folders: Sequence[Path]) -> list[dict[str, str]]:
+    """Live instances of Parcae, in the regions that these launches used, that belong to none of them."""
+    paths = [folder / "launch.json" for folder in folders]
+    records = [LaunchRecord.read(path) for path in paths if path.exists()]
+    found = []
+    for region in sorted({record.region for record in records}):
+        for row in strangers(Api(region), {record.launch for record in records}):
+            tags = {tag["Key"]: tag["Value"] for tag in row.get("Tags", [])}
+            found.append(
+                {
+                    "id": row["InstanceId"],
+                    "job": tags.get(JOB_TAG, ""),
+                    "region": region,
+                    "since": str(row.get("LaunchTime", "")),
+                }
+            )
+    return found
 
 
 def _printable(value: Any) -> Any:

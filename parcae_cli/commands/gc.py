@@ -1,0 +1,61 @@
+"""`parcae gc`: find what crashed launchers have left at AWS, and end it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from parcae_cli.errors import MayBeRunning
+from parcae_cli.home import parcae_home
+
+
+def gc(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """End what jobs without a living launcher have left at AWS. Safe to repeat.
+
+    Instances of Parcae that this machine's journal does not know are listed, not ended. Exits 5 if something
+    may still be running.
+    """
+    from cloud.provider import CloudError
+    from parcae_cli.render.output import print_json, text_console
+    from runtime.control.journal import Journal
+
+    home = parcae_home()
+    ended: dict[str, list[str]] = {}
+    doubts: list[str] = []
+    strange: list[dict[str, Any]] = []
+    if (home / "journal.db").exists():
+        from runtime.control.providers.aws import foreign_instances, sweep
+
+        journal = Journal(home)
+        records = [record for record in journal.jobs() if record.spec.get("cloud") == "aws"]
+        for record in records:
+            if not record.launcher_alive or record.state.ended:
+                try:
+                    ended[record.name] = sweep(journal.job_folder(record.name) / "aws")
+                except CloudError as error:
+                    doubts.append(f"{record.name}: {error}")
+        folders = [journal.job_folder(record.name) / "aws" for record in records]
+        try:
+            strange = foreign_instances(folders) if records else []
+        except CloudError as error:
+            doubts.append(str(error))
+        journal.close()
+    if as_json:
+        print_json({"ended": ended, "unknown_here": strange, "may_be_running": doubts})
+    else:
+        console = text_console()
+        for job, names in ended.items():
+            if names:
+                console.print(f"job [bold]{job}[/]: ended {', '.join(names)}", soft_wrap=True)
+        if not any(ended.values()):
+            console.print("nothing was left behind")
+        for one in strange:
+            console.print(
+                f"not ours: {one['id']} of job {one['job']} in {one['region']}, since {one['since']}",
+                soft_wrap=True,
+            )
+    if doubts:
+        raise MayBeRunning("; ".join(doubts), "Mend that, then run parcae gc again")

@@ -1,0 +1,87 @@
+"""A job on `--cloud aws`: the real code against a stand-in of EC2 whose instances are local nodes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parcae_cli.catalogue import load_fleet
+from runtime.control.journal import Journal
+from tests.cloud.aws.conftest import ec2, endpoint  # noqa: F401
+from tests.cloud.aws.front import Front
+from tests.end_to_end.harness import Finished, processes_of, train
+from tests.end_to_end.machines import Machines
+
+pytestmark = pytest.mark.timeout(120)
+STEPS = 40
+
+
+@pytest.fixture
+def machines(ec2: Front, tmp_path: Path) -> Iterator[Machines]:  # noqa: F811
+    """Switched off in the end; a dead node's processes must be gone by then."""
+    made = Machines(ec2, tmp_path / "machines")
+    yield made
+    assert made.close() == []
+    assert processes_of(tmp_path) == []
+
+
+def fleet(machines: Machines, **changes: Any) -> dict[str, Any]:
+    """The shipped settings, with this Python, and times that suit a test."""
+    times = {
+        "retry_s": 0.2, "grace_s": 3, "describe_s": 0.3, "notice_poll_s": 0.2, "cool_down_s": 1, "boot_s": 60,
+        "lease_s": 20, "close_s": 10,
+    }  # fmt: skip
+    return {
+        **load_fleet("aws"),
+        "instance_types": ["g4dn.xlarge"],
+        "device": "model",
+        "python": sys.executable,
+        "packages": [],
+        "ssh_port": machines.ssh_port,
+        "times": {**times, **changes.pop("times", {})},
+        **changes,
+    }
+
+
+def aws(home: Path, name: str, machines: Machines, watch: Any = None, **options: Any) -> Finished:
+    """Train gpt-tiny there."""
+    settings = fleet(machines, **options.pop("settings", {}))
+    return train(home, name, watch, cloud="aws", fleet=settings, steps=STEPS, **options)
+
+
+def test_a_job_survives_interruptions(ec2: Front, machines: Machines, tmp_path: Path) -> None:  # noqa: F811
+    """One node goes with a notice, one without; replacements come; the weights are those of a quiet run.
+
+    Two nodes are the fewest, so after the second loss training must wait for a replacement.
+    """
+    names: list[str] = []
+
+    def interfere(step: int, provider: Any) -> None:
+        if not names:
+            names.extend(machines.nodes)
+        if step == 8:
+            machines.notice(names[0], 1.5)
+        if step == 20 and "vanished" not in names:  # steps come again after a rollback
+            names.append("vanished")
+            ec2.capacity.update(dict.fromkeys([("g4dn.xlarge", f"us-east-1{z}") for z in "abcdef"], 1))
+            for name in [name for name in machines.nodes if name != names[1] and machines.nodes[name].alive]:
+                machines.vanish(name)
+
+    run = aws(tmp_path, "storm", machines, interfere, nodes=3)
+    assert run.result.state == "done"
+    assert (run.result.samples_lost, run.result.samples_repeated) == (0, 0)
+    assert len(machines.nodes) >= 4
+    assert len(machines.pids(names[1], "worker")) == 1
+    assert any(event["kind"] == "notice" for event in run.events)
+    assert ec2.live() == []
+    quiet = train(tmp_path, "quiet", nodes=3, steps=STEPS)
+    assert run.losses == quiet.losses
+    assert run.result.weights_sha256 == quiet.result.weights_sha256
+    journal = Journal(tmp_path)
+    assert journal.open_intents("storm") == []
+    assert journal.instances("storm", live_only=True) == []
+    journal.close()
