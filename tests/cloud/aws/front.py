@@ -16,7 +16,6 @@ import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 ACCOUNT = "123456789012"
@@ -390,6 +389,3 @@ def reset() -> None:
 
     for region in ec2_backends[ACCOUNT].values():
         region.reset()
-
-
-TEMPLATES = Path(__file__).resolve().parents[3] / "templates"

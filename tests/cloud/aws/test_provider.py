@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,16 @@ from cloud.aws.shared import LaunchRecord
 from cloud.aws.sweep import replay_requests, terminate_until_gone
 from cloud.provider import CloudError, CredentialsError, MaybeStillRunningError, QuotaError
 from cloud.types import InstanceState
-from tests.cloud.aws.front import TEMPLATES, Front
+from tests.cloud.aws.front import Front
+from tests.cloud.aws.settings import aws_settings
 
 TYPE = "g4dn.xlarge"
 
 
 def settings(**changes: Any) -> AwsSettings:
     """The shipped ones for one type, with short times."""
-    table = tomllib.loads((TEMPLATES / "fleets" / "aws.toml").read_text())
-    table["bootstrap"] = (TEMPLATES / "bootstrap" / "aws.sh").read_text()
-    table |= {"instance_types": [TYPE], **changes}
-    table["times"] = {"cool_down_s": 5, "describe_s": 0.2, "close_s": 5, **changes.get("times", {})}
-    return AwsSettings.parse(table)
+    times = {"cool_down_s": 5, "describe_s": 0.2, "close_s": 5, **changes.pop("times", {})}
+    return aws_settings(instance_types=[TYPE], times=times, **changes)
 
 
 def provider(
