@@ -72,14 +72,19 @@ def replay(
             from parcae_cli.render.replay_plot import draw
 
             draw(result, plot)
+    note = ""
+    if not any(outcome.samples for outcome in result.policies if outcome.name != "on-demand"):
+        note = f"nothing can train: {setup.profile.why_nothing_fits(result.trace.max_available)}"
     if as_json:
-        answer = as_object(result)
+        answer = as_object(result) | ({"note": note} if note else {})
         if forecaster == "all":
             answer["forecasters"] = comparison_object(ranking)
         print_json(answer)
         return
     console = text_console()
     console.print(replay_view(result))
+    if note:
+        console.print(f"\n{note}", style="yellow")
     if forecaster == "all":
         console.print(comparison_table(ranking))
     if plot is not None:

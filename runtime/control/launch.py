@@ -30,6 +30,9 @@ from runtime.planning.forecasters import forecaster_named
 from runtime.planning.model import ModelSpec, parse_model
 from runtime.planning.profile import STATE_BYTES_PER_PARAM, estimated_profile
 
+# How far to look for the smallest fleet that could train a model.
+MOST_NODES_TRIED = 64
+
 # Called in the job's loop after every committed step, with the number of steps committed and the provider.
 Watch = Callable[[int, Any], None]
 
@@ -43,6 +46,7 @@ def run(request: LaunchRequest, watch: Watch | None = None) -> JobResult:
         MaybeStillRunningError: something may have been left running.
     """
     spec = parse_model(request.template, request.model)
+    check_nodes(request, spec)
     start = read_start(request, spec)
     journal = Journal(request.home)
     setup = provider_setup(request, spec, journal)
@@ -59,6 +63,20 @@ def run(request: LaunchRequest, watch: Watch | None = None) -> JobResult:
     finally:
         journal.set_job_state(request.name, state, result.as_json() if result else None)
         journal.close()
+
+
+def check_nodes(request: LaunchRequest, spec: ModelSpec) -> None:
+    """Refuse a job that could never begin, with the arithmetic.
+
+    Raises:
+        InputError: no layout fits the model's device, or none of so few nodes.
+    """
+    if estimated_profile(spec, request.nodes).layouts:
+        return
+    more = estimated_profile(spec, max(request.nodes, MOST_NODES_TRIED))
+    if more.fewest_nodes is None:
+        raise InputError(more.why_nothing_fits(request.nodes))
+    raise InputError(f"{more.why_nothing_fits(request.nodes)}; give --nodes {more.fewest_nodes} or more")
 
 
 def read_start(request: LaunchRequest, spec: ModelSpec) -> Checkpoint | None:

@@ -137,3 +137,11 @@ def test_traces_can_be_looked_at_and_made(tmp_path: Path, capsys: pytest.Capture
     assert _run(capsys, *made)[0] == 2
     assert _run(capsys, *made, "--force")[0] == 0
     assert "instances" in _run(capsys, "trace", "info", path)[1]
+
+
+def test_a_trace_that_is_too_small_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every policy gets nowhere: the table is followed by the arithmetic, and JSON has it as a note."""
+    _, out, _ = _run(capsys, "replay", DEMO, "--model", "gpt3-6b")
+    assert "nothing can train: gpt3-6b needs at least 12 nodes" in out
+    _, out, _ = _run(capsys, "replay", DEMO, "--model", "gpt3-6b", "--json")
+    assert "needs at least 12" in json.loads(out)["note"]

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import os
+
 from cloud.local.provider import LocalProvider
 from cloud.local.schedule import Schedule
 from cloud.types import Pool
 from runtime.control.job import LaunchRequest
 from runtime.control.journal import Journal
 from runtime.control.providers import ProviderSetup
+from runtime.planning.errors import InputError
 from runtime.planning.model import ModelSpec
+from runtime.planning.profile import STATE_BYTES_PER_PARAM
 from runtime.planning.trace_formats import parse_trace
+
+GRADIENT_BYTES_PER_PARAM = 12  # one in fp32, and the exact sum in float64
 
 
 def setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) -> ProviderSetup:
     """Processes of this machine, priced like the model's device.
 
     Raises:
-        InputError: the trace is wrong.
+        InputError: the trace is wrong, or the model does not fit this machine.
     """
+    check_memory(spec)
     schedule = read_schedule(request)
     price = spec.price
     provider = LocalProvider(
@@ -34,6 +41,21 @@ def setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) -> Provider
         start_clock=provider.start_clock,
         clock_waits=any(event.time_s <= 0 for event in schedule.events),
     )
+
+
+def check_memory(spec: ModelSpec) -> None:
+    """Refuse a model whose state alone is more than this machine has free: every local node lives here.
+
+    Raises:
+        InputError: it does not fit; the message has the arithmetic.
+    """
+    needed = spec.params * (STATE_BYTES_PER_PARAM + GRADIENT_BYTES_PER_PARAM)
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > free:
+        raise InputError(
+            f"{spec.name}: {spec.params:,} parameters need {needed / 1e9:.0f} GB for weights, moments and "
+            f"gradients, and this machine has {free / 1e9:.0f} GB free; train it on another cloud"
+        )
 
 
 def read_schedule(request: LaunchRequest) -> Schedule:
