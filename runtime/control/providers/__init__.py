@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 CLOUDS: Mapping[str, str] = {
     "local": "runtime.control.providers.local",
     "aws": "runtime.control.providers.aws",
+    "gcp": "runtime.control.providers.gcp",
     "hosts": "runtime.control.providers.hosts",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
 import threading
@@ -74,8 +75,9 @@ class GceMetadata:
         if status == 200:
             handler.send_header("ETag", etag(text))
         handler.send_header("Metadata-Flavor", "Google")
-        handler.end_headers()
-        handler.wfile.write(body)
+        with contextlib.suppress(ConnectionError):  # who had asked has died meanwhile
+            handler.end_headers()
+            handler.wfile.write(body)
 
 
 def etag(value: str) -> str:

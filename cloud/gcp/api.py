@@ -1,0 +1,138 @@
+"""Calls of google-cloud-compute: clients, errors and waiting. The library is loaded here, late."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cloud.gcp.errors import ApiError
+from cloud.provider import CloudError, CredentialsError
+
+# The variable by which gcloud itself is told of another endpoint.
+ENDPOINT = "CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE"
+_CALL_TIMEOUT_S = 60.0
+
+
+class Api:
+    """One project. Every call may block and is to be made off the event loop.
+
+    Reading calls are repeated by the library when the service has a hiccup; calls that make something are
+    not: they go out once, under a request id, and it is for the caller to repeat them.
+    """
+
+    def __init__(self, project: str = "") -> None:
+        """Raises:
+        CloudError: the library is missing, or there is no project.
+        CredentialsError: there are no credentials.
+        """
+        try:
+            import google.auth
+            from google.api_core.client_options import ClientOptions
+            from google.auth.credentials import AnonymousCredentials
+            from google.auth.exceptions import DefaultCredentialsError
+            from google.cloud import compute_v1
+        except ImportError as error:
+            raise CloudError(
+                "gcp: google-cloud-compute is not installed. pip install 'parcae-cli[gcp]'"
+            ) from error
+        self._compute: Any = compute_v1
+        endpoint = os.environ.get(ENDPOINT, "")
+        options: dict[str, Any] = {}
+        found = os.environ.get("GOOGLE_CLOUD_PROJECT", "")
+        if endpoint.startswith("http://"):  # no credentials in clear text, whatever answers there
+            options["credentials"] = AnonymousCredentials()  # type: ignore[no-untyped-call]
+        else:
+            try:
+                options["credentials"], default = google.auth.default()
+            except DefaultCredentialsError as error:
+                raise CredentialsError(
+                    "gcp: no credentials. Run `gcloud auth application-default login`"
+                ) from error
+            found = found or default or ""
+        if endpoint:
+            options["client_options"] = ClientOptions(api_endpoint=endpoint.rstrip("/"))
+        self._options = options
+        self.project = project or found
+        if not self.project:
+            raise CloudError("gcp: no project. Set `project` in the fleet's file, or GOOGLE_CLOUD_PROJECT")
+        self._clients: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def _client(self, name: str) -> Any:
+        with self._lock:
+            if name not in self._clients:
+                self._clients[name] = getattr(self._compute, name)(**self._options)
+            return self._clients[name]
+
+    def read(self, client: str, method: str, request: Mapping[str, Any]) -> Any:
+        """A call that changes nothing.
+
+        Raises:
+            ApiError: it was refused.
+        """
+        return self._call(f"{client}.{method}", lambda: self._bound(client, method)(request=dict(request)))
+
+    def rows(self, client: str, method: str, request: Mapping[str, Any]) -> list[Any]:
+        """Every row of a list, all pages."""
+        bound = self._bound(client, method)
+        found: list[Any] = self._call(f"{client}.{method}", lambda: list(bound(request=dict(request))))
+        return found
+
+    def change(self, client: str, method: str, request: Mapping[str, Any]) -> Any:
+        """A call that makes or ends something: sent once. The operation, which may still be running.
+
+        Raises:
+            ApiError: it was refused, or nobody knows what became of it (verdict `wait`).
+        """
+        bound = self._bound(client, f"{method}_unary")
+        return self._call(
+            f"{client}.{method}", lambda: bound(request=dict(request), retry=None, timeout=_CALL_TIMEOUT_S)
+        )
+
+    def finish(self, operation: Any, timeout_s: float) -> Any:
+        """Wait until an operation has ended, in its zone or region.
+
+        The operation's own `result()` would ask the public endpoint, whatever the client was told.
+
+        Raises:
+            ApiError: it failed, or has not ended in time (verdict `wait`).
+        """
+        call = str(operation.operation_type or "operation")
+        deadline_s = time.monotonic() + timeout_s
+        where: dict[str, str] = {"project": self.project, "operation": operation.name}
+        client = "ZoneOperationsClient"
+        if operation.zone:
+            where["zone"] = operation.zone.rsplit("/", 1)[-1]
+        else:
+            client, where["region"] = "RegionOperationsClient", operation.region.rsplit("/", 1)[-1]
+        while operation.status.name != "DONE":
+            if time.monotonic() > deadline_s:
+                said = f"{operation.name} has not ended in {timeout_s:g} s"
+                raise ApiError(call, "internalError", said, 504)
+            operation = self.read(client, "wait", where)
+        for error in operation.error.errors:
+            raise ApiError(call, error.code, error.message, int(operation.http_error_status_code or 400))
+        return operation
+
+    def _bound(self, client: str, method: str) -> Callable[..., Any]:
+        bound: Callable[..., Any] = getattr(self._client(client), method)
+        return bound
+
+    def _call(self, call: str, send: Callable[[], Any]) -> Any:
+        from google.api_core.exceptions import GoogleAPICallError, RetryError
+        from google.auth.exceptions import GoogleAuthError
+
+        try:
+            return send()
+        except GoogleAPICallError as error:
+            reasons = [str(row.get("reason", "")) for row in error.errors if isinstance(row, Mapping)]
+            raise ApiError(
+                call, reasons[0] if reasons else type(error).__name__, error.message, int(error.code or 500)
+            ) from error
+        except GoogleAuthError as error:
+            raise ApiError(call, "authError", str(error), 401) from error
+        except (RetryError, OSError) as error:
+            raise ApiError(call, "backendError", str(error), 503) from error

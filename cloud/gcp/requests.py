@@ -1,0 +1,185 @@
+"""The requests that are sent to Compute Engine, as data: from what is wanted to the client's arguments. Pure.
+
+Keys are those of google-cloud-compute (`snake_case`), which turns them into the API's own.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cloud.gcp.settings import GcpSettings
+from cloud.types import Pool
+
+JOB_LABEL = "parcae-job"
+LAUNCH_LABEL = "parcae-launch"
+TOKEN_LABEL = "parcae-token"
+SSH_PORT_ITEM = "ssh-port"
+
+Request = dict[str, Any]
+_NOT_IN_LABELS = re.compile(r"[^a-z0-9_-]")
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose something is: the job's name, and an id that no other launch anywhere has (20 hex digits)."""
+
+    job: str
+    launch: str
+
+    def labels(self, token: str) -> dict[str, str]:
+        """As Compute Engine wants labels: 63 lower-case letters, digits, dashes and underscores at most."""
+        job = _NOT_IN_LABELS.sub("-", self.job.lower())[:63]
+        return {JOB_LABEL: job, LAUNCH_LABEL: self.launch, TOKEN_LABEL: token}
+
+    @property
+    def filter(self) -> str:
+        """What finds every instance of this launch."""
+        return f"labels.{LAUNCH_LABEL} = {self.launch}"
+
+
+def request_id(token: str, number: int) -> str:
+    """A UUID that is the same for the same attempt, whoever makes it: Compute Engine then repeats nothing."""
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{token}-{number}"))
+
+
+def bulk_insert_request(
+    owner: Owner,
+    settings: GcpSettings,
+    project: str,
+    region: str,
+    pools: Sequence[Pool],
+    count: int,
+    at_least: int,
+    token: str,
+    number: int,
+    public_key: str,
+    startup_script: str,
+) -> Request:
+    """regionInstances.bulkInsert: up to `count` spot instances in one of the pools' zones, or none if fewer
+    than `at_least` are to be had.
+
+    A preempted instance is deleted, not stopped, so that its disk costs nothing either; one that we forget
+    ends itself after `longest_run_s`.
+    """
+    types = list(dict.fromkeys(pool.instance_type for pool in pools))
+    zones = sorted({pool.zone for pool in pools})
+    items = {
+        "ssh-keys": f"{settings.user}:{public_key.strip()}",
+        "block-project-ssh-keys": "TRUE",
+        "enable-oslogin": "FALSE",
+        SSH_PORT_ITEM: str(settings.ssh_port),
+        "startup-script": startup_script,
+    }
+    scheduling: dict[str, Any] = {
+        "provisioning_model": "SPOT",
+        "instance_termination_action": "DELETE",
+        "on_host_maintenance": "TERMINATE",
+        "automatic_restart": False,
+        "max_run_duration": {"seconds": int(settings.times.longest_run_s)},
+    }
+    if settings.notice_s != 30:
+        scheduling["preemption_notice_duration"] = {"seconds": settings.notice_s}
+    properties: dict[str, Any] = {
+        "labels": owner.labels(token),
+        "scheduling": scheduling,
+        "disks": [
+            {
+                "boot": True,
+                "auto_delete": True,
+                "initialize_params": {
+                    "source_image": settings.image,
+                    "disk_size_gb": settings.disk_gb,
+                    "labels": owner.labels(token),
+                },
+            }
+        ],
+        "network_interfaces": [
+            {
+                "network": settings.network,
+                "access_configs": [{"name": "External NAT", "type_": "ONE_TO_ONE_NAT"}],
+            }
+        ],
+        "metadata": {"items": [{"key": key, "value": value} for key, value in items.items()]},
+    }
+    if settings.accelerator:
+        properties["guest_accelerators"] = [
+            {"accelerator_type": settings.accelerator, "accelerator_count": 1}
+        ]
+    resource: dict[str, Any] = {
+        "count": count,
+        "min_count": at_least,
+        "name_pattern": f"parcae-{owner.launch[:8]}-{token[:8]}-{number}-####",
+        "instance_properties": properties,
+        "location_policy": {
+            "target_shape": "ANY_SINGLE_ZONE",
+            "locations": {f"zones/{zone}": {"preference": "ALLOW"} for zone in zones},
+        },
+    }
+    if len(types) == 1:
+        properties["machine_type"] = types[0]
+    else:
+        resource["instance_flexibility_policy"] = {
+            "instance_selections": {
+                f"rank-{rank}": {"machine_types": [name], "rank": rank} for rank, name in enumerate(types)
+            }
+        }
+    return {
+        "project": project,
+        "region": region,
+        "request_id": request_id(token, number),
+        "bulk_insert_instance_resource_resource": resource,
+    }
+
+
+def delete_request(project: str, zone: str, name: str) -> Request:
+    """instances.delete. The same for the same instance, whoever asks, so asking twice is asking once."""
+    return {"project": project, "zone": zone, "instance": name}
+
+
+def capacity_history_request(project: str, region: str, pool: Pool) -> Request:
+    """advice.capacityHistory: what a pool has cost, and how often its instances were preempted."""
+    return {
+        "project": project,
+        "region": region,
+        "capacity_history_request_resource": {
+            "types": ["PREEMPTION", "PRICE"],
+            "instance_properties": {
+                "machine_type": pool.instance_type,
+                "scheduling": {"provisioning_model": "SPOT"},
+            },
+            "location_policy": {"location": f"zones/{pool.zone}"},
+        },
+    }
+
+
+def capacity_request(project: str, region: str, types: Sequence[str], size: int) -> Request:
+    """advice.capacity: how likely so many spot instances are to be had, and for how long."""
+    return {
+        "project": project,
+        "region": region,
+        "capacity_advice_request_resource": {
+            "size": size,
+            "distribution_policy": {"target_shape": "ANY_SINGLE_ZONE"},
+            "instance_flexibility_policy": {"instance_selections": {"any": {"machine_types": list(types)}}},
+            "instance_properties": {"scheduling": {"provisioning_model": "SPOT"}},
+        },
+    }
+
+
+def preempted_request(project: str, zone: str) -> Request:
+    """zoneOperations.list: the preemptions that this project has suffered."""
+    return {"project": project, "zone": zone, "filter": 'operationType = "compute.instances.preempted"'}
+
+
+def last_part(url: str) -> str:
+    """The name at the end of a resource's URL."""
+    return url.rstrip("/").rsplit("/", 1)[-1]
+
+
+def items_of(metadata: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """An instance's metadata items as a table."""
+    return {str(item["key"]): str(item.get("value", "")) for item in metadata}

@@ -1,0 +1,235 @@
+"""The GCP provider against a stand-in that follows the published description of Compute Engine."""
+
+from __future__ import annotations
+
+import asyncio
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloud.gcp.api import Api
+from cloud.gcp.launch_record import LaunchRecord
+from cloud.gcp.market import preemptions, prospects
+from cloud.gcp.provider import GcpProvider
+from cloud.gcp.requests import Owner, bulk_insert_request, request_id
+from cloud.gcp.settings import GcpSettings
+from cloud.gcp.sweep import delete_until_gone, settle
+from cloud.provider import CloudError, CredentialsError, MaybeStillRunningError, QuotaError
+from cloud.types import InstanceState, Pool
+from parcae_cli.catalogue import load_fleet
+from tests.cloud.gcp.fake_compute import MACHINE_TYPE, PROJECT, REGION, ZONES, FakeCompute, Fault
+
+TOKEN = "0123456789abcdef0123456789abcdef"
+INSERT = "regionInstances.bulkInsert"
+
+
+def settings(**changes: Any) -> GcpSettings:
+    """The shipped ones for one machine type, with short times."""
+    times = {"cool_down_s": 5, "describe_s": 0.1, "close_s": 5, "operation_s": 5}
+    return GcpSettings.parse(
+        {**load_fleet("gcp"), "machine_types": [MACHINE_TYPE], "times": times, **changes}
+    )
+
+
+def provider_at(folder: Path, smallest: int = 1) -> GcpProvider:
+    """A provider with a launch record in the folder."""
+    api = Api()
+    pools = [prospect.pool for prospect in prospects(api, settings(), 4)]
+    record = LaunchRecord.at(folder, "My.Job", api.project, REGION)
+    return GcpProvider(api, settings(), record, pools, smallest)
+
+
+def test_pools_come_with_their_prices_the_best_first(compute: FakeCompute) -> None:
+    """Prices, preemption rates and obtainability are the advice service's; without it the pools remain."""
+    found = prospects(Api(), settings(), 4)
+    assert [one.pool.zone for one in found] == list(ZONES)
+    assert [one.pool.spot_usd_per_hour for one in found] == pytest.approx([0.30, 0.31])
+    assert {(one.preempted_per_day, one.obtainability) for one in found} == {(0.05, 0.7)}
+    compute.faults.append(Fault("advice.capacityHistory", "invalid", times=9))
+    compute.faults.append(Fault("advice.capacity", "invalid"))
+    found = prospects(Api(), settings(), 4)
+    assert [one.pool.spot_usd_per_hour for one in found] == [0.85, 0.85]
+    with pytest.raises(CloudError, match="none of n1-unknown is offered in us-central1"):
+        prospects(Api(), settings(machine_types=["n1-unknown"]), 4)
+
+
+def test_a_life_from_request_to_end(compute: FakeCompute, tmp_path: Path) -> None:
+    """Labelled, spot, deleted when preempted; the API's list decides what lives; nothing is left."""
+
+    async def body() -> None:
+        provider = provider_at(tmp_path)
+        await provider.start()
+        reply = await provider.request(3, TOKEN)
+        assert (len(reply.instances), reply.refused) == (3, 0)
+        assert await provider.request(3, TOKEN) == reply
+        raw = next(iter(compute.instances.values()))
+        assert raw["labels"]["parcae-job"] == "my-job"
+        assert raw["scheduling"]["provisioningModel"] == "SPOT"
+        assert raw["scheduling"]["instanceTerminationAction"] == "DELETE"
+        assert raw["scheduling"]["maxRunDuration"] == {"seconds": "86400"}
+        first = reply.instances[0]
+        target = provider.ssh_target(first)
+        assert (target.host, target.port, target.username) == ("127.0.0.1", 22, "parcae")
+        compute.preempt(first.name)
+        provider._looked_s = 0.0
+        states = {one.name: one.state for one in await provider.describe()}
+        assert states[first.name] is InstanceState.TERMINATED
+        assert [one.instance for one in preemptions(Api(), list(ZONES))] == [first.name]
+        await provider.terminate([reply.instances[1].name, "unknown"])
+        assert len(compute.live()) == 1
+        await provider.close()
+        assert compute.live() == []
+        assert {one.state for one in await provider.describe()} == {InstanceState.TERMINATED}
+        assert not list((tmp_path / "requests").glob("*.json"))
+
+    asyncio.run(body())
+
+
+def test_a_stock_out_in_the_operation_sends_us_to_the_next_zone(compute: FakeCompute, tmp_path: Path) -> None:
+    """With details or without; when all zones are out the reply says so, and they get some rest."""
+
+    async def body() -> None:
+        provider = provider_at(tmp_path)
+        compute.faults.append(Fault(INSERT, "ZONE_RESOURCE_POOL_EXHAUSTED", inside=True))
+        reply = await provider.request(2, TOKEN)
+        assert {one.pool.zone for one in reply.instances} == {ZONES[1]}
+        compute.capacity = dict.fromkeys(ZONES, 0)
+        reply = await provider.request(1, TOKEN[::-1])
+        assert (reply.instances, reply.refused) == ((), 1)
+        assert "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS" in reply.why
+        calls = len(compute.calls)
+        assert (await provider.request(1, "f" * 32)).refused == 1
+        assert len(compute.calls) == calls
+        await provider.close()
+
+    asyncio.run(body())
+
+
+def test_fewer_than_the_smallest_pipeline_are_not_taken(compute: FakeCompute, tmp_path: Path) -> None:
+    """The first request brings enough to train, or nothing that costs money."""
+
+    async def body() -> None:
+        provider = provider_at(tmp_path, smallest=2)
+        compute.capacity = dict.fromkeys(ZONES, 1)
+        assert (await provider.request(3, TOKEN)).refused == 3
+        assert compute.live() == []
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "said"),
+    [
+        (Fault(INSERT, "quotaExceeded", 403, "Quota 'NVIDIA_L4' is full"), QuotaError, "NVIDIA_L4"),
+        (Fault(INSERT, "QUOTA_EXCEEDED", message="Quota 'L4'", inside=True), QuotaError, "iam-admin/quotas"),
+        (Fault(INSERT, "forbidden", 403), CredentialsError, "gcloud auth"),
+        (Fault(INSERT, "authError", 401), CredentialsError, "gcloud auth"),
+        (Fault(INSERT, "invalid", 400, "Invalid value for disks"), CloudError, "Invalid value for disks"),
+    ],
+)
+def test_errors_say_what_to_do(
+    compute: FakeCompute, tmp_path: Path, fault: Fault, error: type[Exception], said: str
+) -> None:
+    """A quota is named wherever it comes from; the call is sent once, not again and again."""
+
+    async def body() -> None:
+        provider = provider_at(tmp_path)
+        compute.faults.append(fault)
+        with pytest.raises(error, match=said):
+            await provider.request(1, TOKEN)
+        assert compute.calls.count(INSERT) == 1
+        assert compute.live() == []
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_an_insert_whose_answer_was_lost_leaks_nothing(
+    compute: FakeCompute, tmp_path: Path, after: bool
+) -> None:
+    """The end sends it again under its own id: carried out or not, nothing lives afterwards."""
+
+    async def body() -> None:
+        provider = provider_at(tmp_path)
+        compute.faults.append(Fault(INSERT, "backendError", 503, after=after))
+        with pytest.raises(CloudError, match="backendError"):
+            await provider.request(2, TOKEN)
+        assert len(compute.live()) == (2 if after else 0)
+        await provider.close()
+        assert compute.live() == []
+
+    asyncio.run(body())
+
+
+def test_a_killed_launcher_is_swept_up_after(compute: FakeCompute, tmp_path: Path) -> None:
+    """From the record on the disk alone, whether it died before, in or after the call; twice is no error."""
+    for moment in ("before", "sent", "accepted"):
+        folder = tmp_path / moment
+        record = LaunchRecord.at(folder, "job", PROJECT, REGION)
+        api = Api()
+        request = bulk_insert_request(
+            record.owner, settings(), PROJECT, REGION, [Pool(ZONES[0], MACHINE_TYPE, 1, 0.0, 0.0)], 2, 1,
+            TOKEN, 0, "ssh-ed25519 AAAA", "true",
+        )  # fmt: skip
+        record.sending(request)
+        if moment != "before":
+            operation = api.change("RegionInstancesClient", "bulk_insert", request)
+            if moment == "accepted":
+                record.accepted(request, operation.name)
+        again = LaunchRecord.read(folder)
+        assert again == record
+        for _ in range(2):
+            settle(api, again, 5.0)
+            delete_until_gone(api, again.owner, 5.0)
+            assert compute.live() == []
+
+
+def test_who_does_not_go_away_is_named(compute: FakeCompute, tmp_path: Path) -> None:
+    """As long as the API shows an instance, nobody says that it is gone."""
+
+    async def body() -> None:
+        provider = provider_at(tmp_path)
+        (instance,) = (await provider.request(1, TOKEN)).instances
+        compute.faults.append(Fault("instances.delete", "backendError", 503, times=99))
+        with pytest.raises(MaybeStillRunningError, match=instance.name):
+            await provider.close()
+
+    asyncio.run(body())
+
+
+def test_the_stand_in_refuses_what_the_api_would_refuse(tmp_path: Path) -> None:
+    """Unknown paths, parameters, fields, enum values, types and names; nothing of it is carried out."""
+    fake = FakeCompute()
+    root = f"/compute/v1/projects/p/zones/{ZONES[0]}"
+    bodies = [
+        b'{"name": "x", "spot": true}',
+        b'{"name": "x", "scheduling": {"provisioningModel": "spot"}}',
+        b'{"name": "x", "scheduling": {"automaticRestart": "false"}}',
+        b'{"name": "Bad_Name"}',
+    ]
+    assert [fake.handle("POST", f"{root}/instances", body)[0] for body in bodies] == [400] * 4
+    assert fake.handle("GET", f"{root}/instances?filtr=x", b"")[0] == 400
+    assert fake.handle("GET", f"{root}/spotInstances", b"")[0] == 404
+    assert fake.calls == []
+
+
+def test_settings_are_checked_and_requests_follow_them() -> None:
+    """Wrong keys are named. Two machine types go as ranked selections; 120 s of notice are asked for."""
+    with pytest.raises(ValueError, match="zone: no such key"):
+        GcpSettings.parse({"machine_types": ["a"], "zone": "x"})
+    with pytest.raises(ValueError, match="notice_s"):
+        GcpSettings.parse({"machine_types": ["a"], "notice_s": 60})
+    pools = [Pool(ZONES[0], name, 1, 0.0, 0.0) for name in ("g2-standard-8", "a2-highgpu-1g")]
+    request = bulk_insert_request(
+        Owner("j", "l" * 20), settings(notice_s=120, accelerator="nvidia-tesla-t4"), "p", REGION, pools, 2, 1,
+        TOKEN, 3, "key", "script",
+    )  # fmt: skip
+    resource = request["bulk_insert_instance_resource_resource"]
+    assert request["request_id"] == request_id(TOKEN, 3) != request_id(TOKEN, 2)
+    assert list(resource["instance_flexibility_policy"]["instance_selections"]) == ["rank-0", "rank-1"]
+    properties = resource["instance_properties"]
+    assert properties["scheduling"]["preemption_notice_duration"] == {"seconds": 120}
+    assert properties["guest_accelerators"][0]["accelerator_type"] == "nvidia-tesla-t4"
+    tomllib.loads((Path(__file__).parents[3] / "templates/fleets/gcp.toml").read_text())

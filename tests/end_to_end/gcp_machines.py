@@ -1,0 +1,111 @@
+"""Machines for the Compute Engine stand-in: every instance is a local node, born by its startup script."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+
+from cloud.local.node import LocalNode
+from cloud.processes import wait_until_gone
+from cloud.types import Instance, InstanceState, Pool
+from tests.cloud.gcp.fake_compute import FakeCompute
+from tests.cloud.gcp.metadata_server import GceMetadata
+
+_SCRIPT_TIMEOUT_S = 20.0
+
+
+class GcpMachines:
+    """A thread with a loop that runs the nodes' SSH servers, and a metadata server for each.
+
+    The startup script really runs, with folders of the node's in place of the system's, and the node shows
+    the host key that the script has installed. Its SSH port is in its metadata, as for an unusual image.
+    """
+
+    def __init__(self, compute: FakeCompute, root: Path) -> None:
+        self._compute, self._root = compute, root
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self.nodes: dict[str, LocalNode] = {}
+        self.metadata: dict[str, GceMetadata] = {}
+        compute.on_launch, compute.on_end = self._launch, self._end
+
+    def _launch(self, shown: dict[str, Any]) -> None:
+        name = shown["name"]
+        items = {item["key"]: item["value"] for item in shown["metadata"]["items"]}
+        folder = self._root / name
+        folder.mkdir(parents=True)
+        metadata = GceMetadata({"instance/name": name})
+        environment = {
+            "OMP_NUM_THREADS": "1",
+            "GCE_METADATA_HOST": metadata.host,
+            "PARCAE_STATE": str(folder / "state"),
+            "PARCAE_SSH_FOLDER": str(folder / "ssh"),
+            "PARCAE_RESTART_SSH": "true",
+        }
+        script = subprocess.run(
+            ["/bin/sh", "-c", items["startup-script"]],
+            cwd=folder,
+            env={"PATH": "/usr/bin:/bin", **environment},
+            timeout=_SCRIPT_TIMEOUT_S,
+            check=False,
+        )
+        assert script.returncode == 0, (folder / "state/log").read_text()
+        pool = Pool("zone", "machine", 1, 0.0, 0.0)
+        node = LocalNode(
+            Instance(shown["id"], name, "", "", pool, InstanceState.RUNNING, time.time()),
+            folder,
+            self._root / f"{name}.log",
+            asyncssh.import_public_key(items["ssh-keys"].split(":", 1)[1]),
+            host_key=asyncssh.read_private_key(folder / "ssh/ssh_host_ed25519_key"),
+        )
+        self.nodes[name], self.metadata[name] = node, metadata
+        asyncio.run_coroutine_threadsafe(node.start(environment), self._loop).result(20)
+        assert node._server is not None
+        (port,) = [item for item in shown["metadata"]["items"] if item["key"] == "ssh-port"]
+        port["value"] = str(node._server.get_port())
+
+    def _end(self, shown: dict[str, Any]) -> None:
+        node = self.nodes.get(shown["name"])
+        if node is not None and node.alive:
+            self._call(node.kill)
+            threading.Thread(target=self.metadata[shown["name"]].close, daemon=True).start()
+
+    def notice(self, name: str, left_s: float) -> None:
+        """The metadata server says that the machine is preempted, and it is gone `left_s` later."""
+        self.metadata[name].set("instance/preempted", "TRUE")
+        timer = threading.Timer(left_s, self._compute.preempt, [name])
+        timer.daemon = True
+        timer.start()
+
+    def pids(self, name: str, role: str) -> list[int]:
+        """Every process of this role that a node has ever had."""
+        return [record.pid for record in self.nodes[name].register.records() if record.role == role]
+
+    def _call(self, action: Any) -> None:
+        async def act() -> None:
+            action()
+
+        asyncio.run_coroutine_threadsafe(act(), self._loop).result(10)
+
+    def close(self) -> list[int]:
+        """Switch everything off; the processes that were still there before though their node had ended."""
+        left = []
+        for node in self.nodes.values():
+            records = node.register.records()
+            if node.alive:
+                self._call(node.kill)
+                wait_until_gone(records, 2.0)
+            else:
+                left += [record.pid for record in wait_until_gone(records, 2.0)]
+            shutil.rmtree(node.folder, ignore_errors=True)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+        return left
