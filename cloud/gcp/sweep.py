@@ -8,19 +8,19 @@ from typing import Any
 from cloud.gcp.api import Api
 from cloud.gcp.errors import ApiError, Verdict
 from cloud.gcp.launch_record import LaunchRecord
-from cloud.gcp.requests import Owner, delete_request, last_part
+from cloud.gcp.requests import LAUNCH_LABEL, Owner, delete_request, last_part
 from cloud.provider import MaybeStillRunningError
 
 _AGAIN_S = 0.5
 
 
-def instances_of(api: Api, owner: Owner) -> list[Any]:
-    """Every instance that the API knows of this launch.
+def instances_of(api: Api, owner: Owner | None) -> list[Any]:
+    """Every instance that the API knows of this launch; None: of any launch of Parcae's.
 
     Raises:
         ApiError: it was refused.
     """
-    request = {"project": api.project, "filter": owner.filter}
+    request = {"project": api.project, "filter": owner.filter if owner else f"labels.{LAUNCH_LABEL}:*"}
     scopes = api.rows("InstancesClient", "aggregated_list", request)
     return [row for _, scoped in scopes for row in scoped.instances]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from parcae_cli.clouds import RENTED
 from parcae_cli.errors import MayBeRunning, UsageError
 from parcae_cli.home import parcae_home
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 # A launcher ends its fleet within 10 s; one that does not is killed, and its fleet swept after it.
 STOP_TIMEOUT_S = 20.0
 # EC2 takes its time to call an instance terminated.
-AWS_STOP_TIMEOUT_S = 600.0
+RENTED_STOP_TIMEOUT_S = 600.0
 KILL_TIMEOUT_S = 5.0
 
 
@@ -106,10 +107,11 @@ def end_job(journal: Journal, record: JobRecord) -> Ended:
     if record.launcher_alive and was_running and record.pid != os.getpid() and not _stop(record):
         doubtful.append(f"launcher of {record.name} (process {record.pid})")
     killed, left = _sweep(journal.job_folder(record.name))
-    if record.spec.get("cloud") == "aws" and not doubtful:
-        ended, unclear = _sweep_aws(journal.job_folder(record.name) / "aws")
+    cloud = str(record.spec.get("cloud"))
+    if cloud in RENTED and not doubtful:
+        ended, unclear = _sweep_rented(cloud, journal.job_folder(record.name) / cloud)
         killed, left = [*killed, *ended], [*left, *unclear]
-    if record.spec.get("cloud") == "hosts" and not doubtful:
+    if cloud == "hosts" and not doubtful:
         cleared, unclear = _sweep_hosts(journal, record)
         killed, left = [*killed, *cleared], [*left, *unclear]
     doubtful += [f"{record.name}: {what}" for what in left]
@@ -124,7 +126,7 @@ def end_job(journal: Journal, record: JobRecord) -> Ended:
 
 def _stop(record: JobRecord) -> bool:
     """Ask the launcher to stop, and kill it if it does not. True when it is gone."""
-    patience_s = AWS_STOP_TIMEOUT_S if record.spec.get("cloud") == "aws" else STOP_TIMEOUT_S
+    patience_s = RENTED_STOP_TIMEOUT_S if record.spec.get("cloud") in RENTED else STOP_TIMEOUT_S
     for number, timeout_s in ((signal.SIGTERM, patience_s), (signal.SIGKILL, KILL_TIMEOUT_S)):
         try:
             os.kill(record.pid, number)
@@ -164,13 +166,13 @@ def _sweep_hosts(journal: Journal, record: JobRecord) -> tuple[list[str], list[s
     return [f"what ran on {name}" for name in cleared], list(unclear)
 
 
-def _sweep_aws(folder: Path) -> tuple[list[str], list[str]]:
-    """Terminate what the job has left at EC2, and wait for the API's word."""
+def _sweep_rented(cloud: str, folder: Path) -> tuple[list[str], list[str]]:
+    """Terminate what the job has left at the cloud, and wait for the API's word."""
     from cloud.provider import CloudError
-    from runtime.control.providers.aws import sweep
+    from runtime.control.providers import cloud_module
 
     try:
-        return [f"instance {name}" for name in sweep(folder)], []
+        return [f"instance {name}" for name in cloud_module(cloud).sweep(folder)], []
     except CloudError as error:
         return [], [str(error)]
 

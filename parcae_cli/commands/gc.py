@@ -1,4 +1,4 @@
-"""`parcae gc`: find what crashed launchers have left at AWS, and end it."""
+"""`parcae gc`: find what crashed launchers have left at a cloud, and end it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from parcae_cli.clouds import RENTED
 from parcae_cli.errors import MayBeRunning
 from parcae_cli.home import parcae_home
 
@@ -13,7 +14,7 @@ from parcae_cli.home import parcae_home
 def gc(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """End what jobs without a living launcher have left at AWS. Safe to repeat.
+    """End what jobs without a living launcher have left at a cloud. Safe to repeat.
 
     Instances of Parcae that this machine's journal does not know are listed, not ended. Exits 5 if something
     may still be running.
@@ -27,21 +28,22 @@ def gc(
     doubts: list[str] = []
     strange: list[dict[str, Any]] = []
     if (home / "journal.db").exists():
-        from runtime.control.providers.aws import foreign_instances, sweep
+        from runtime.control.providers import cloud_module
 
         journal = Journal(home)
-        records = [record for record in journal.jobs() if record.spec.get("cloud") == "aws"]
-        for record in records:
-            if not record.launcher_alive or record.state.ended:
-                try:
-                    ended[record.name] = sweep(journal.job_folder(record.name) / "aws")
-                except CloudError as error:
-                    doubts.append(f"{record.name}: {error}")
-        folders = [journal.job_folder(record.name) / "aws" for record in records]
-        try:
-            strange = foreign_instances(folders) if records else []
-        except CloudError as error:
-            doubts.append(str(error))
+        for cloud in RENTED:
+            records = [record for record in journal.jobs() if record.spec.get("cloud") == cloud]
+            folders = [journal.job_folder(record.name) / cloud for record in records]
+            for record, folder in zip(records, folders, strict=True):
+                if not record.launcher_alive or record.state.ended:
+                    try:
+                        ended[record.name] = cloud_module(cloud).sweep(folder)
+                    except CloudError as error:
+                        doubts.append(f"{record.name}: {error}")
+            try:
+                strange += cloud_module(cloud).foreign_instances(folders) if records else []
+            except CloudError as error:
+                doubts.append(str(error))
         journal.close()
     if as_json:
         print_json({"ended": ended, "unknown_here": strange, "may_be_running": doubts})

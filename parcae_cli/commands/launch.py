@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from parcae_cli.clouds import CLOUDS, RENTED
 from parcae_cli.errors import FailedError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from runtime.control.job import JobResult, LaunchRequest
 
-CLOUDS = ("local", "hosts", "aws")
-PLANNED_CLOUDS = ("gcp",)
 POLICIES = ("parcae", "reactive")
 
 
@@ -34,7 +33,7 @@ def launch(
     ] = None,
     fleet: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="AWS only: settings laid over templates/fleets/aws.toml."),
+        typer.Option(metavar="FILE", help="For aws and gcp: settings laid over templates/fleets/CLOUD.toml."),
     ] = None,
     nodes: Annotated[int, typer.Option(metavar="N", min=1, help="How many nodes are wanted.")] = 8,
     trace: Annotated[
@@ -155,8 +154,8 @@ def launch(
         template=load_template(model),
         cost_table=load_measured_costs(),
     )
-    if cloud == "aws" and data:
-        raise UsageError("--data: files are not sent to AWS nodes yet", "Leave it out: there is a default")
+    if cloud in RENTED and data:
+        raise UsageError("--data: files are not sent to rented nodes yet", "Leave it out: there is a default")
     if dry_run:
         from parcae_cli.render.job import print_request
 
@@ -186,10 +185,12 @@ def confirm(request: LaunchRequest, yes: bool) -> None:
         UsageError: nobody is there to be asked.
         Interrupted: the answer was no.
     """
-    if yes or request.cloud != "aws":
+    if yes or request.cloud not in RENTED:
         return
     if not sys.stdin.isatty():
-        raise UsageError("--cloud aws spends money and there is nobody to ask", "Give --yes, or --dry-run")
+        raise UsageError(
+            f"--cloud {request.cloud} spends money and there is nobody to ask", "Give --yes, or --dry-run"
+        )
     from parcae_cli.render.job import print_plan
 
     plan = planned(request)
@@ -226,9 +227,7 @@ def finish(result: JobResult, as_json: bool) -> None:
 
 
 def check_cloud(cloud: str, trace: str | None) -> None:
-    """Refuse clouds that are unknown, and those that this version cannot use yet."""
-    if cloud in PLANNED_CLOUDS:
-        raise UsageError(f"--cloud {cloud}: not yet in this version", "Use --cloud local")
+    """Refuse clouds that are unknown, and a trace where it has no say."""
     if cloud not in CLOUDS:
         raise UsageError(f"--cloud {cloud}: no such cloud", f"There is: {', '.join(CLOUDS)}")
     if trace is not None and cloud != "local":
@@ -262,9 +261,9 @@ def check_fleet(cloud: str, own: str | None) -> dict[str, Any]:
         UsageError: there is a file and no use for it.
         InputError: it is missing, or not TOML.
     """
-    if cloud != "aws":
+    if cloud not in RENTED:
         if own is not None:
-            raise UsageError(f"--fleet is for --cloud aws; {cloud} has no such settings")
+            raise UsageError(f"--fleet is for --cloud {' or '.join(RENTED)}; {cloud} has no such settings")
         return {}
     from parcae_cli.catalogue import load_fleet
 

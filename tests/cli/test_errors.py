@@ -55,7 +55,7 @@ def is_one_line(done: Done, *words: str) -> bool:
         (["launch", "gpt-tiny", "--policy", "ideal"], ["--policy", "reactive", "parcae replay"]),
         (["launch", "gpt-tiny", "--cloud", "azure"], ["azure", "local"]),
         (["launch", "gpt-tiny", "--cloud", "aws"], ["--cloud aws spends money", "--dry-run"]),
-        (["launch", "gpt-tiny", "--cloud", "gcp"], ["gcp", "not yet in this version"]),
+        (["launch", "gpt-tiny", "--fleet", "x.toml"], ["--fleet", "local has no such settings"]),
         (["launch", "gpt-tiny", "--cloud", "hosts"], ["--hosts FILE"]),
         (["launch", "gpt-tiny", "--hosts", "x.toml"], ["--cloud hosts"]),
         (["launch", "gpt-tiny", "--cloud", "hosts", "--hosts", "x.toml"], ["x.toml: cannot be read"]),

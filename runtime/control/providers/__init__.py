@@ -53,6 +53,15 @@ class ProviderSetup:
     wanted: int | None = None
 
 
+def cloud_module(cloud: str) -> Any:
+    """The cloud's module. One that costs money also has `plan`, `sweep` and `foreign_instances`.
+
+    Raises:
+        KeyError: there is no such cloud; the command line has checked.
+    """
+    return import_module(CLOUDS[cloud])
+
+
 def provider_setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) -> ProviderSetup:
     """The setup for the request's cloud. Nothing is rented and nothing is asked yet.
 
@@ -61,8 +70,7 @@ def provider_setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) ->
         CloudError: the cloud's library is missing, or there are no credentials or no region.
         InputError: the fleet's settings are wrong.
     """
-    setup: Any = import_module(CLOUDS[request.cloud]).setup
-    made: ProviderSetup = setup(request, spec, journal)
+    made: ProviderSetup = cloud_module(request.cloud).setup(request, spec, journal)
     return made
 
 
@@ -72,7 +80,7 @@ def cloud_plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any] | N
     Raises:
         CloudError, InputError: as `provider_setup`.
     """
-    plan: Any = getattr(import_module(CLOUDS[request.cloud]), "plan", None)
+    plan: Any = getattr(cloud_module(request.cloud), "plan", None)
     if plan is None:
         return None
     made: Mapping[str, Any] = plan(request, spec)

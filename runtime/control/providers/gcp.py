@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from cloud.gcp.errors import ApiError
 from cloud.gcp.launch_record import KeyPair, LaunchRecord
 from cloud.gcp.market import Prospect, preemptions, prospects
 from cloud.gcp.provider import GcpProvider
-from cloud.gcp.requests import Owner, bulk_insert_request
+from cloud.gcp.requests import JOB_LABEL, LAUNCH_LABEL, Owner, bulk_insert_request, last_part
 from cloud.gcp.settings import GcpSettings
-from cloud.gcp.sweep import delete_until_gone, settle
+from cloud.gcp.sweep import delete_until_gone, instances_of, settle
 from cloud.provider import MaybeStillRunningError
 from cloud.types import Instance
 from runtime.control import ssh
@@ -118,6 +118,7 @@ def plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any]:
     return {
         "project": api.project,
         "region": settings.region,
+        "gpu": best.instance_type,
         "nodes": choice.wanted,
         "smallest_fleet": choice.smallest,
         "pools": [
@@ -126,7 +127,7 @@ def plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any]:
                 "zone": one.pool.zone,
                 "spot_usd_per_hour": one.pool.spot_usd_per_hour,
                 "preempted_per_day": one.preempted_per_day,
-                "obtainability": one.obtainability,
+                "placement_score": one.obtainability,
             }
             for one in choice.prospects
         ],
@@ -159,6 +160,33 @@ def sweep(folder: Path) -> list[str]:
         return delete_until_gone(api, record.owner, SWEEP_WITHIN_S)
     except ApiError as error:
         raise MaybeStillRunningError(f"{error}; run `parcae down` again") from error
+
+
+def foreign_instances(folders: Sequence[Path]) -> list[dict[str, str]]:
+    """Live instances of Parcae, in the projects that these launches used, that belong to none of them.
+
+    Raises:
+        CloudError: an API refused.
+    """
+    records = [LaunchRecord.read(folder) for folder in folders if (folder / "launch.json").exists()]
+    known = {record.launch for record in records}
+    found = []
+    for project in sorted({record.project for record in records}):
+        try:
+            rows = instances_of(Api(project), None)
+        except ApiError as error:
+            raise error.sorted from error
+        found += [
+            {
+                "id": row.name,
+                "job": row.labels.get(JOB_LABEL, ""),
+                "region": last_part(row.zone),
+                "since": row.creation_timestamp,
+            }
+            for row in rows
+            if row.labels[LAUNCH_LABEL] not in known
+        ]
+    return found
 
 
 def _settings(request: LaunchRequest) -> GcpSettings:

@@ -188,10 +188,12 @@ class FakeCompute:
     ) -> Answer:
         with self.lock:
             wanted = re.findall(r"labels\.([\w-]+)\s*=\s*([\w-]+)", asked.get("filter", ""))
+            present = re.findall(r"labels\.([\w-]+):\*", asked.get("filter", ""))
             chosen = [
                 one
                 for one in self.instances.values()
-                if all(one["labels"].get(key) == value for key, value in wanted)
+                if all(name in one["labels"] for name in present)
+                and all(one["labels"].get(key) == value for key, value in wanted)
             ]
             items = {
                 f"zones/{zone}": {"instances": here}

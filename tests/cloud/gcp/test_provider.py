@@ -18,7 +18,10 @@ from cloud.gcp.settings import GcpSettings
 from cloud.gcp.sweep import delete_until_gone, settle
 from cloud.provider import CloudError, CredentialsError, MaybeStillRunningError, QuotaError
 from cloud.types import InstanceState, Pool
-from parcae_cli.catalogue import load_fleet
+from parcae_cli.catalogue import load_fleet, load_model
+from parcae_cli.render.job import print_plan
+from runtime.control.job import LaunchRequest
+from runtime.control.providers.gcp import foreign_instances, plan, sweep
 from tests.cloud.gcp.fake_compute import MACHINE_TYPE, PROJECT, REGION, ZONES, FakeCompute, Fault
 
 TOKEN = "0123456789abcdef0123456789abcdef"
@@ -233,3 +236,31 @@ def test_settings_are_checked_and_requests_follow_them() -> None:
     assert properties["scheduling"]["preemption_notice_duration"] == {"seconds": 120}
     assert properties["guest_accelerators"][0]["accelerator_type"] == "nvidia-tesla-t4"
     tomllib.loads((Path(__file__).parents[3] / "templates/fleets/gcp.toml").read_text())
+
+
+def test_instances_that_no_launch_here_knows_are_listed(compute: FakeCompute, tmp_path: Path) -> None:
+    """Only those that carry our label, and not those of launches that are on record."""
+
+    async def body() -> None:
+        for name in ("mine", "lost"):
+            await provider_at(tmp_path / name).request(1, TOKEN)
+        (mine,) = [one for one in compute.live() if LaunchRecord.read(tmp_path / "mine").launch[:8] in one]
+        (lost,) = set(compute.live()) - {mine}
+        assert [one["id"] for one in foreign_instances([tmp_path / "mine"])] == [lost]
+        assert sweep(tmp_path / "mine") == [mine]
+        assert compute.live() == [lost]
+
+    asyncio.run(body())
+
+
+def test_the_plan_is_made_by_reading_only(compute: FakeCompute, tmp_path: Path) -> None:
+    """What `--dry-run` shows has the very request, which the published description allows."""
+    fleet = {**load_fleet("gcp"), "machine_types": [MACHINE_TYPE]}
+    request = LaunchRequest("job", "gpt3-6b", tmp_path, cloud="gcp", nodes=32, fleet=fleet)
+    shown = plan(request, load_model("gpt3-6b"))
+    (sent,) = shown["requests"]
+    assert not {"regionInstances.bulkInsert", "instances.delete"} & set(compute.calls)
+    Api().change("RegionInstancesClient", "bulk_insert", sent["arguments"])
+    assert shown["gpu"] == MACHINE_TYPE
+    assert shown["nodes"] == 32
+    print_plan(shown)

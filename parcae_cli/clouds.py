@@ -1,0 +1,7 @@
+"""Which clouds there are, for the command line."""
+
+from __future__ import annotations
+
+# Clouds that cost money: they have settings, a plan to confirm, and something to sweep up at their API.
+RENTED = ("aws", "gcp")
+CLOUDS = ("local", "hosts", *RENTED)
