@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import base64
+import functools
 import json
 import shutil
 import socket
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -16,10 +20,39 @@ from typing import Any
 import asyncssh
 
 from cloud.aws.bootstrap import SCRIPT
-from cloud.local.node import LocalNode
+from cloud.local.node import LocalNode, node_environment
 from cloud.processes import wait_until_gone
 from cloud.types import Instance, InstanceState, Pool
 from tests.cloud.aws.front import Front
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@functools.cache
+def zygote() -> Path:
+    """One for all tests of this process, whose end ends it: workers need not import torch each."""
+    folder = Path(tempfile.mkdtemp(prefix="parcae-zygote-"))
+    command = [sys.executable, "-P", "-m", "parcae_cli.zygote", "--socket", "socket", "--lifeline-fd", "0"]
+    register = folder / "pgids"
+    register.touch()
+    environment = {**node_environment(), "PYTHONPATH": str(PROJECT), "HOME": str(folder)}
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**environment, "OMP_NUM_THREADS": "1", "PARCAE_REGISTER": str(register)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+    def end() -> None:
+        process.kill()
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(end)
+    return folder / "socket"
 
 
 class Machines:
@@ -31,6 +64,7 @@ class Machines:
 
     def __init__(self, front: Front, root: Path) -> None:
         self._front, self._root = front, root
+        self.zygote: Path | None = None  # None: workers run from the sources that were pushed to the node
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -65,7 +99,8 @@ class Machines:
         asyncio.run_coroutine_threadsafe(self._boot(node, script), self._loop).result(20)
 
     async def _boot(self, node: LocalNode, script: str) -> None:
-        await node.start({"OMP_NUM_THREADS": "1"})
+        preloaded = {} if self.zygote is None else {"PARCAE_ZYGOTE": str(self.zygote)}
+        await node.start({"OMP_NUM_THREADS": "1", **preloaded})
         script = script.replace("/home/ubuntu", str(node.folder))
         script = script.replace("shutdown -h now", f"touch {self.shut_down}").replace("nohup setsid", "nohup")
         if self.break_bootstrap:

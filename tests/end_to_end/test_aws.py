@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tests.end_to_end.harness import Finished, processes_of, train
 from tests.end_to_end.machines import Machines
 
 pytestmark = pytest.mark.timeout(120)
-STEPS = 40
+STEPS = 80
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def fleet(machines: Machines, **changes: Any) -> dict[str, Any]:
 def aws(home: Path, name: str, machines: Machines, watch: Any = None, **options: Any) -> Finished:
     """Train gpt-tiny there."""
     settings = fleet(machines, **options.pop("settings", {}))
-    return train(home, name, watch, cloud="aws", fleet=settings, steps=STEPS, **options)
+    return train(home, name, watch, cloud="aws", fleet=settings, **{"steps": STEPS, **options})
 
 
 def test_a_job_survives_interruptions(ec2: Front, machines: Machines, tmp_path: Path) -> None:  # noqa: F811
@@ -61,13 +62,12 @@ def test_a_job_survives_interruptions(ec2: Front, machines: Machines, tmp_path: 
     names: list[str] = []
 
     def interfere(step: int, provider: Any) -> None:
+        time.sleep(0.03)  # so that there is training left when the notice's time is over
         if not names:
             names.extend(machines.nodes)
-        if step == 8:
             machines.notice(names[0], 1.5)
-        if step == 20 and "vanished" not in names:  # steps come again after a rollback
+        if not machines.nodes[names[0]].alive and "vanished" not in names:
             names.append("vanished")
-            ec2.capacity.update(dict.fromkeys([("g4dn.xlarge", f"us-east-1{z}") for z in "abcdef"], 1))
             for name in [name for name in machines.nodes if name != names[1] and machines.nodes[name].alive]:
                 machines.vanish(name)
 
@@ -76,7 +76,9 @@ def test_a_job_survives_interruptions(ec2: Front, machines: Machines, tmp_path: 
     assert (run.result.samples_lost, run.result.samples_repeated) == (0, 0)
     assert len(machines.nodes) >= 4
     assert len(machines.pids(names[1], "worker")) == 1
-    assert any(event["kind"] == "notice" for event in run.events)
+    first = {event["kind"]: event for event in reversed(run.events)}
+    assert "prepared" in first["migration"]["text"]  # the notice was obeyed before its time was over
+    assert first["notice"]["time_s"] < first["migration"]["time_s"] < first["lost"]["time_s"]
     assert ec2.live() == []
     quiet = train(tmp_path, "quiet", nodes=3, steps=STEPS)
     assert run.losses == quiet.losses

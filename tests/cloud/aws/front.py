@@ -69,6 +69,7 @@ class Front:
     on_launch: Callable[[Any], None] = lambda instance: None
     on_end: Callable[[Any], None] = lambda instance: None
     hold: Callable[[str], None] = lambda action: None  # called before an action is carried out
+    hold_after: Callable[[str], None] = lambda action: None  # and before its answer goes out
 
     def __post_init__(self) -> None:
         os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
@@ -149,6 +150,7 @@ class Front:
                 raise RefusedCall(fault.code, fault.message, fault.status)
         with self._lock:
             body = self._once(action, arguments, form, environ)
+        self.hold_after(action)
         if fault is not None:
             raise RefusedCall(fault.code, fault.message, fault.status)
         return body
