@@ -85,6 +85,10 @@ class GcpMachines:
         timer.daemon = True
         timer.start()
 
+    def vanish(self, name: str) -> None:
+        """Compute Engine takes the instance back without a word."""
+        self._compute.preempt(name)
+
     def pids(self, name: str, role: str) -> list[int]:
         """Every process of this role that a node has ever had."""
         return [record.pid for record in self.nodes[name].register.records() if record.role == role]

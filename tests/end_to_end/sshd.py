@@ -61,6 +61,7 @@ class Machine:
     port: int = 0
     process: subprocess.Popen[bytes] | None = None
     python: str = sys.executable
+    more: str = ""  # further lines of its entry in hosts.toml
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True)
@@ -198,7 +199,8 @@ class Rack:
         """The file that names them (all of them, by default)."""
         text = f'ssh_config = "{self.config}"\n'
         for name in names or self.machines:
-            text += f'[[host]]\naddress = "{name}"\npython = "{self.machines[name].python}"\n'
+            machine = self.machines[name]
+            text += f'[[host]]\naddress = "{name}"\npython = "{machine.python}"\n{machine.more}'
         path = self.folder / "hosts.toml"
         path.write_text(text)
         return path

@@ -1,0 +1,202 @@
+"""What holds for one cloud holds for all: one story, told on this machine, on hosts, at EC2 and at Google."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from parcae_cli.catalogue import load_fleet
+from runtime.control.journal import Journal
+from tests.cloud.aws.conftest import ec2, endpoint  # noqa: F401
+from tests.cloud.gcp.conftest import compute  # noqa: F401
+from tests.cloud.gcp.fake_compute import MACHINE_TYPE
+from tests.cloud.gcp.metadata_server import GceMetadata
+from tests.end_to_end.gcp_machines import GcpMachines
+from tests.end_to_end.harness import Finished, processes_of, train
+from tests.end_to_end.machines import Machines
+from tests.end_to_end.sshd import rack
+
+pytestmark = pytest.mark.timeout(240)  # workers load torch several times over
+STEPS, NODES = 40, 3
+TIMES = {
+    "retry_s": 0.2, "grace_s": 3, "describe_s": 0.3, "notice_poll_s": 0.2, "cool_down_s": 1, "boot_s": 60,
+    "lease_s": 20, "close_s": 10,
+}  # fmt: skip
+
+
+class Cloud(Protocol):
+    """A cloud under test: how a job gets there, and what can be done to its machines."""
+
+    options: dict[str, Any]
+
+    def notice(self, provider: Any, name: str, left_s: float) -> None:
+        """Warn about a machine, and take it `left_s` later."""
+
+    def vanish(self, provider: Any, name: str) -> None:
+        """Take a machine without a word. In its place another may come."""
+
+    def workers(self, provider: Any, name: str) -> list[int]:
+        """The workers that a machine has had."""
+
+    def left(self) -> list[str]:
+        """What still costs money."""
+
+
+class Local:
+    """This machine."""
+
+    options: dict[str, Any] = {"trace": "".join(f"0,add,n{k}\n" for k in range(6)), "speed": 60}  # noqa: RUF012
+
+    def notice(self, provider: Any, name: str, left_s: float) -> None:
+        provider.announce(name, left_s)
+
+    def vanish(self, provider: Any, name: str) -> None:
+        provider.kill(name)
+
+    def workers(self, provider: Any, name: str) -> list[int]:
+        return [record.pid for record in provider.node(name).register.records() if record.role == "worker"]
+
+    def left(self) -> list[str]:
+        return []
+
+
+class Hosts:
+    """OpenSSH servers. A host that went away comes back at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._context = rack(folder)
+        self._rack = self._context.__enter__()
+        self._metadata = {}
+        for name in ("alpha", "beta", "gamma"):
+            machine, metadata = self._rack.add(name), GceMetadata()
+            machine.more = f'metadata = "{metadata.url}"\nmetadata_flavor = "gcp"\n'
+            self._metadata[name] = metadata
+        self.options: dict[str, Any] = {"fleet": {"hosts": str(self._rack.hosts_toml())}}
+
+    def notice(self, provider: Any, name: str, left_s: float) -> None:
+        self._metadata[name].set("instance/preempted", "TRUE")
+        timer = threading.Timer(left_s, self.vanish, [provider, name])
+        timer.daemon = True
+        timer.start()
+
+    def vanish(self, provider: Any, name: str) -> None:
+        machine = self._rack.machines[name]
+        self._metadata[name].set("instance/preempted", "FALSE")
+        machine.die()
+        machine.start()
+
+    def workers(self, provider: Any, name: str) -> list[int]:
+        return self._rack.machines[name].records("worker")
+
+    def left(self) -> list[str]:
+        homes = [machine.home for machine in self._rack.machines.values()]
+        return [str(path) for home in homes for path in home.glob(".cache/parcae/nodes/*")]
+
+    def close(self) -> None:
+        self._context.__exit__(None, None, None)
+        for metadata in self._metadata.values():
+            metadata.close()
+
+
+class Rented:
+    """EC2 or Compute Engine: a stand-in of the API, whose instances are local nodes."""
+
+    def __init__(self, name: str, machines: Any, live: Callable[[], list[str]], **settings: Any) -> None:
+        self._machines, self.left = machines, live
+        shared = {"device": "model", "python": sys.executable, "packages": [], "times": TIMES}
+        self.options: dict[str, Any] = {"fleet": {**load_fleet(name), **shared, **settings}}
+
+    def notice(self, provider: Any, name: str, left_s: float) -> None:
+        self._machines.notice(name, left_s)
+
+    def vanish(self, provider: Any, name: str) -> None:
+        self._machines.vanish(name)
+
+    def workers(self, provider: Any, name: str) -> list[int]:
+        found: list[int] = self._machines.pids(name, "worker")
+        return found
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The run that all others must equal: nothing happens."""
+    return train(tmp_path_factory.mktemp("quiet"), "quiet", nodes=NODES, steps=STEPS)
+
+
+@pytest.fixture(params=["local", "hosts", "aws", "gcp"])
+def cloud(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, Cloud]]:
+    """Each cloud in turn; switched off in the end."""
+    name = request.param
+    if name == "local":
+        yield name, Local()
+    elif name == "hosts":
+        hosts = Hosts(tmp_path / "rack")
+        yield name, hosts
+        hosts.close()
+    elif name == "aws":
+        front = request.getfixturevalue("ec2")
+        there = Machines(front, tmp_path / "machines")
+        settings = {"instance_types": ["g4dn.xlarge"], "ssh_port": there.ssh_port}
+        yield name, Rented(name, there, front.live, **settings)
+        assert there.close() == []
+    else:
+        fake = request.getfixturevalue("compute")
+        machines = GcpMachines(fake, tmp_path / "machines")
+        yield name, Rented(name, machines, fake.live, machine_types=[MACHINE_TYPE])
+        assert machines.close() == []
+
+
+def test_a_job_lives_through_a_notice_and_a_loss(
+    quiet: Finished, cloud: tuple[str, Cloud], tmp_path: Path
+) -> None:
+    """One machine goes with a notice and one without, others come, one stays and keeps its worker.
+
+    The losses and the weights are those of a run that nothing happened to, the notice was heard, and at the
+    end nothing is left: no process, nothing that costs money, no open question in the journal.
+    """
+    name, where = cloud
+    names: list[str] = []
+    done: set[int] = set()
+    workers: list[int] = []
+
+    def interfere(step: int, provider: Any) -> None:
+        if step in done:
+            return  # after a rollback steps come again
+        done.add(step)
+        held = sorted(one.name for one in ledger(tmp_path) if one.name not in names)
+        if step == 5:
+            names.extend(held)
+            where.notice(provider, names[0], 1.5)
+        if step == 25:
+            where.vanish(provider, names[1])
+        if step == 30:
+            workers.extend(where.workers(provider, names[2]))
+
+    options = {"nodes": NODES, "steps": STEPS, **where.options}
+    run = train(tmp_path, "story", interfere, cloud=name, **options)
+    assert run.result.state == "done", run.result.why
+    assert (run.result.samples_lost, run.result.samples_repeated) == (0, 0)
+    assert run.losses == quiet.losses
+    assert run.result.weights_sha256 == quiet.result.weights_sha256
+    assert len(workers) == 1, "the machine that stayed has had one worker only"
+    assert any(event["kind"] == "notice" for event in run.events)
+    assert any(event["kind"] == "lost" for event in run.events)
+    assert where.left() == []
+    journal = Journal(tmp_path)
+    assert journal.open_intents("story") == []
+    assert journal.instances("story", live_only=True) == []
+    journal.close()
+    assert processes_of(tmp_path / "jobs") == []
+
+
+def ledger(home: Path) -> list[Any]:
+    """The instances that the job holds, as its journal knows them."""
+    journal = Journal(home)
+    rows = journal.instances("story", live_only=True)
+    journal.close()
+    return [row.instance for row in rows]
