@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from cloud.types import Instance, LaunchReply, OwnSshTarget, SshTarget
+from cloud.types import Instance, LaunchReply, Notice, OwnSshTarget, SshTarget
 
 
 class CloudError(Exception):
@@ -71,4 +71,13 @@ class HearsOfTrouble(Protocol):
 
     def suspect(self, name: str) -> None:
         """The node cannot be reached: look after it now. Returns at once."""
+        ...
+
+
+@runtime_checkable
+class TellsNotices(Protocol):
+    """A provider whose API, too, tells of interruptions to come: for nodes that do not hear of them."""
+
+    def notices(self) -> Mapping[str, Notice]:
+        """By instance name, as of the last `describe`."""
         ...

@@ -30,10 +30,11 @@ from cloud.aws.shared import (
 )
 from cloud.aws.sweep import terminate_until_gone
 from cloud.provider import CloudError, MaybeStillRunningError
-from cloud.types import Instance, InstanceState, LaunchReply, SshTarget
+from cloud.types import Instance, InstanceState, LaunchReply, Notice, NoticeKind, SshTarget
 
 # An instance that a launch has named is in DescribeInstances within seconds; until then it is booting.
 UNSEEN_FOR_S = 300.0
+NOTICE_S = 120.0
 _FRESH_S = 1.0
 _IN_FLIGHT_S = 90.0
 _ROUNDS = 6
@@ -64,6 +65,7 @@ class AwsProvider:
         self._lock = threading.Lock()
         self._seen: dict[str, Seen] = {}
         self._looked_s = 0.0
+        self._notices: dict[str, Notice] = {}
         self._replies: dict[str, LaunchReply] = {}
         self._in_flight: set[asyncio.Task[Any]] = set()
         self._template = ""
@@ -204,11 +206,35 @@ class AwsProvider:
             with self._lock:
                 missing = [one for name, one in self._seen.items() if name not in shown and not one.ended]
             rows += [row for one in missing for row in self._ask_about(one)]
+            running = [row["InstanceId"] for row in rows if row["State"]["Name"] == "running"]
+            self._notices = self._marked(running)
         except ApiError as error:
             raise error.sorted from error
         with self._lock:
             for row in rows:
                 self._note(row)
+
+    def _marked(self, running: Sequence[str]) -> dict[str, Notice]:
+        """Whose spot request says that EC2 will end it."""
+        if not running:
+            return {}
+        filters = [
+            {"Name": "instance-id", "Values": list(running)},
+            {"Name": "status-code", "Values": ["marked-for-termination"]},
+        ]
+        rows = self._api.pages(
+            "describe_spot_instance_requests", {"Filters": filters}, "SpotInstanceRequests"
+        )
+        return {
+            row["InstanceId"]: Notice(
+                NoticeKind.INTERRUPTION, row["Status"]["UpdateTime"].timestamp() + NOTICE_S
+            )
+            for row in rows
+        }
+
+    def notices(self) -> Mapping[str, Notice]:
+        """What the API has announced, by name."""
+        return self._notices
 
     def _note(self, row: Mapping[str, Any]) -> None:
         known = self._seen.get(row["InstanceId"])

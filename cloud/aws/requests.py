@@ -77,6 +77,8 @@ def launch_template_request(
             "HttpEndpoint": "enabled",
             "HttpPutResponseHopLimit": 2,
         },
+        # CreateFleet itself takes tags for fleets and instances only.
+        "TagSpecifications": [{"ResourceType": "volume", "Tags": owner.tags()}],
         "BlockDeviceMappings": [
             {
                 "DeviceName": "/dev/sda1",
@@ -157,7 +159,6 @@ def fleet_request(
         "TagSpecifications": [
             {"ResourceType": "fleet", "Tags": tags},
             {"ResourceType": "instance", "Tags": tags},
-            {"ResourceType": "volume", "Tags": tags},
         ],
     }
 

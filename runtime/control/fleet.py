@@ -19,6 +19,7 @@ from cloud.provider import (
     NoCapacityError,
     QuotaError,
     SpotProvider,
+    TellsNotices,
 )
 from cloud.types import Instance, InstanceState, NoticeKind
 from runtime.control.deploy import AgentStart
@@ -242,6 +243,10 @@ class Fleet:
     async def _refresh(self) -> None:
         for instance in await self._provider.describe():
             self._see(instance)
+        if isinstance(self._provider, TellsNotices):
+            for name, notice in self._provider.notices().items():
+                if (link := self._links.get(name)) is not None:
+                    link.told_by_api(notice)
 
     # --- instances and their links
 

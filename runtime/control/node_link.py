@@ -3,14 +3,11 @@
 What happens after the stream to the agent ends, for whatever reason:
 
 - the SSH connection stands: attach again; if nobody listens on the agent's socket, the agent has died: its
-  worker is
-  lost, and a new agent is started;
-- the SSH connection broke: connect again; refused means that the machine is gone: its worker is lost at
-  once. Any
-  other failure is tried again, and the worker is lost `grace_s` after the break;
+  worker is lost, and a new agent is started;
+- the SSH connection broke: connect again; refused means that the machine is gone: its worker is lost at once.
+  Any other failure is tried again, and the worker is lost `grace_s` after the break;
 - nothing was heard for `grace_s` though all stands: the worker is lost, and a new agent is started, which
-  first ends
-  the old agent and its worker by their recorded process groups.
+  first ends the old agent and its worker by their recorded process groups.
 """
 
 from __future__ import annotations
@@ -117,6 +114,12 @@ class NodeLink:
             incarnation = self._worker
             self._lose(why)
             self._frame(b"a", json.dumps({"t": "restart", "incarnation": incarnation}).encode())
+
+    def told_by_api(self, notice: Notice) -> None:
+        """The cloud's API announces an interruption; news only if the node has not heard of it itself."""
+        if not any(known.kind is notice.kind for known in self._notices):
+            self._notices.append(notice)
+            self._emit(NodeNoticed(self.name, notice))
 
     def stop(self) -> None:
         """Tell the agent to kill its worker and to leave."""

@@ -255,6 +255,21 @@ def test_prices_limit_the_fleet_and_the_budget_ends_it(
     assert ec2.live() == []
 
 
+def test_a_notice_that_only_the_api_gives_is_obeyed(ec2: Front, machines: Machines, tmp_path: Path) -> None:
+    """The node's metadata service is silent: the spot request's mark makes the layout change in time."""
+
+    def mark(step: int, provider: Any) -> None:
+        time.sleep(0.05)
+        if step == 3:
+            ec2.marked[next(iter(machines.nodes))] = time.time()
+
+    run = aws(tmp_path, "api", machines, mark, nodes=3, steps=40)
+    first = {event["kind"]: event for event in reversed(run.events)}
+    assert first["notice"]["text"].startswith(next(iter(machines.nodes)))
+    assert sum(event["kind"] == "notice" for event in run.events) == 1
+    assert run.result.state == "done"
+
+
 def test_stock_out_waits_and_says_so(ec2: Front, parcae: Command) -> None:
     """No pool has anything: the job says which and when it asks again, and starts when one has."""
     ec2.default_capacity = 0

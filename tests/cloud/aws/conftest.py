@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cloud.aws.front import ENVIRONMENT, Front, reset, served
+from tests.cloud.aws.front import ENVIRONMENT, Front
+from tests.cloud.aws.serving import reset, served
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,7 @@ import os
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +60,7 @@ class Front:
     capacity: dict[tuple[str, str], int] = field(default_factory=dict)
     default_capacity: int = 10**6
     prices: dict[tuple[str, str], float] = field(default_factory=dict)  # USD an hour; others cost 0.2
+    marked: dict[str, float] = field(default_factory=dict)  # spot requests marked for termination, and when
     quota_vcpus: float = 10**6
     invisible_s: float = 0.0
     shutting_down_s: float = 0.0
@@ -220,6 +220,26 @@ class Front:
         ]
         return self._answer("DescribeSpotPriceHistory", {"SpotPriceHistory": rows})
 
+    def _do_DescribeSpotInstanceRequests(self, arguments: dict[str, Any], *_: Any) -> bytes:
+        from datetime import UTC, datetime
+
+        wanted = {one["Name"]: one["Values"] for one in arguments.get("Filters", [])}
+        assert wanted["status-code"] == ["marked-for-termination"]
+        rows = [
+            {
+                "SpotInstanceRequestId": f"sir-{name[2:10]}",
+                "InstanceId": name,
+                "State": "active",
+                "Status": {
+                    "Code": "marked-for-termination",
+                    "UpdateTime": datetime.fromtimestamp(self.marked[name], UTC),
+                },
+            }
+            for name in wanted["instance-id"]
+            if name in self.marked
+        ]
+        return self._answer("DescribeSpotInstanceRequests", {"SpotInstanceRequests": rows})
+
     def _do_CreatePlacementGroup(self, arguments: dict[str, Any], *_: Any) -> bytes:
         name = arguments["GroupName"]
         if name in self._groups:
@@ -366,28 +386,3 @@ def _error(code: str, message: str) -> bytes:
         f"<?xml version='1.0'?><Response><Errors><Error><Code>{escape(code)}</Code><Message>{escape(message)}"
         "</Message></Error></Errors><RequestID>req-1</RequestID></Response>"
     ).encode()
-
-
-@contextmanager
-def served(front: Front) -> Iterator[str]:
-    """Listen on a free port of 127.0.0.1; the endpoint's address."""
-    from moto.moto_server.werkzeug_app import MotoRequestHandler
-    from werkzeug.serving import make_server
-
-    server = make_server("127.0.0.1", 0, front, True, request_handler=MotoRequestHandler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join(5)
-
-
-def reset() -> None:
-    """Forget everything in moto's account."""
-    from moto.core.base_backend import BackendDict  # noqa: F401
-    from moto.ec2 import ec2_backends
-
-    for region in ec2_backends[ACCOUNT].values():
-        region.reset()

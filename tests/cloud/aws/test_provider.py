@@ -15,7 +15,7 @@ from cloud.aws.settings import AwsSettings
 from cloud.aws.shared import LaunchRecord
 from cloud.aws.sweep import replay_requests, terminate_until_gone
 from cloud.provider import CloudError, CredentialsError, MaybeStillRunningError, QuotaError
-from cloud.types import InstanceState
+from cloud.types import InstanceState, Notice, NoticeKind
 from tests.cloud.aws.front import Front
 from tests.cloud.aws.settings import aws_settings
 
@@ -290,5 +290,23 @@ def test_only_this_launch_is_ended(ec2: Front, tmp_path: Path) -> None:
             await one.request(1, token)
         await mine.close()
         assert len(ec2.live()) == 1
+
+    asyncio.run(scene())
+
+
+def test_the_api_tells_of_interruptions_too(ec2: Front, tmp_path: Path) -> None:
+    """A spot request that is marked for termination is a notice of two minutes."""
+
+    async def scene() -> None:
+        one = provider(tmp_path)
+        await one.start()
+        reply = await one.request(2, "t1")
+        await one.describe()
+        assert one.notices() == {}
+        ec2.marked[reply.instances[0].id] = 1_800_000_000.0
+        one._looked_s = 0.0
+        await one.describe()
+        notice = Notice(NoticeKind.INTERRUPTION, 1_800_000_120.0)
+        assert one.notices() == {reply.instances[0].id: notice}
 
     asyncio.run(scene())

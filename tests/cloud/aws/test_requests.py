@@ -78,7 +78,7 @@ def test_a_fleet_is_spot_instant_and_never_replaced_behind_our_back() -> None:
     assert request["TargetCapacitySpecification"]["OnDemandTargetCapacity"] == 0
     assert "MaxPrice" not in json.dumps(request)
     kinds = {spec["ResourceType"] for spec in request["TagSpecifications"]}
-    assert kinds == {"fleet", "instance", "volume"}
+    assert kinds == {"fleet", "instance"}
     tags = {tag["Key"]: tag["Value"] for tag in request["TagSpecifications"][1]["Tags"]}
     assert (tags["parcae:job"], tags["parcae:launch"], tags["parcae:token"]) == ("job", "abc123", "t")
     single = fleet_request(OWNER, settings, plans(("g5.xlarge", "a")), 1, 1, "t")
