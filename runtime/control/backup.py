@@ -76,6 +76,8 @@ class Backup:
 
     def close(self) -> None:
         """Stop listening and drop the connections."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts; closing alone does not
         self._listener.close()
         with self._lock:
             connections = list(self._connections)

@@ -54,6 +54,7 @@ _FIRST_PAUSE_S = 0.05
 _ASK_AGAIN_S = 30.0
 _DENIED_S = 60.0
 _AGENTS_LEAVE_WITHIN_S = 1.0
+_CANCEL_AGAIN_S = 0.1
 _LOG = logging.getLogger(__name__)
 
 
@@ -369,12 +370,9 @@ class Fleet:
             await asyncio.wait(waits, timeout=_AGENTS_LEAVE_WITHIN_S)
         if self._tick_task is not None:
             self._tick_task.cancel()
-        tasks = [*self._tasks.values(), *waits]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
         for link in list(self._links.values()):
             link.gone("the fleet has been stopped")
+        await _cancelled([*self._tasks.values(), *waits])
         try:
             async with asyncio.timeout(self._times.close_s):
                 await self._provider.close()
@@ -385,3 +383,17 @@ class Fleet:
         finally:
             with contextlib.suppress(CloudError):
                 await self._refresh()
+
+
+async def _cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and return when they have ended.
+
+    Once is not enough: Python 3.11's `wait_for` loses a cancellation that arrives just when what it waits for
+    is done (python/cpython issue 86296), and the task would go on for ever.
+    """
+    left: set[asyncio.Task[Any]] = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        done, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN_S)
+        _ = [task.exception() for task in done if not task.cancelled()]  # seen, or asyncio would complain

@@ -165,9 +165,11 @@ class NodeLink:
         """
         try:
             reached_by_s = time.monotonic() + self._times.boot_s
-            while True:
+            while not self._over:
                 try:
                     channel = await self._attach()
+                    if self._over:
+                        return  # the instance ended, and our cancellation was lost, while we connected
                     self._broken_s = None
                     await channel.closed.wait()
                     self._broken_s = time.monotonic()
@@ -252,7 +254,7 @@ class NodeLink:
                 listener = await connection.forward_remote_port("127.0.0.1", 0, *self._anchor)
             except (OSError, asyncssh.Error, asyncssh.ChannelListenError) as error:
                 connection.abort()
-                raise ssh.SshError(
+                raise ssh.BrokenNodeError(
                     f"{self.name}: its sshd does not forward ports (AllowTcpForwarding): {error}"
                 ) from error
             self._anchor_port = listener.get_port()

@@ -228,8 +228,8 @@ def test_a_reader_that_leaves_early_is_no_error(journal: Journal, home: Path) ->
 def test_ctrl_c_while_a_command_works_is_130(home: Path) -> None:
     """An interrupt anywhere in a command ends it with one word and code 130."""
     script = (
-        "import os, signal, sys; import parcae_cli.commands.models as m;"
-        "m.list_models = lambda: os.kill(os.getpid(), signal.SIGINT);"
+        "import signal, sys; import parcae_cli.commands.models as m;"
+        "m.list_models = lambda: signal.raise_signal(signal.SIGINT);"
         "from parcae_cli.main import main; sys.exit(main(['models']))"
     )
     done = subprocess.run(
