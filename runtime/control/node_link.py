@@ -6,8 +6,7 @@ What happens after the stream to the agent ends, for whatever reason:
   worker is lost, and a new agent is started;
 - the SSH connection broke: connect again; refused means that the machine is gone: its worker is lost at once.
   Any other failure is tried again, and the worker is lost `grace_s` after the break;
-- nothing was heard for `grace_s` though all stands: the worker is lost, and a new agent is started, which
-  first ends the old agent and its worker by their recorded process groups.
+- nothing was heard for `grace_s` though all stands: the worker is lost; a new agent first ends the old one.
 """
 
 from __future__ import annotations
@@ -168,8 +167,8 @@ class NodeLink:
             while not self._over:
                 try:
                     channel = await self._attach()
-                    if self._over:
-                        return  # the instance ended, and our cancellation was lost, while we connected
+                    if self._over:  # the instance ended, and our cancellation was lost, while we connected
+                        return
                     self._broken_s = None
                     await channel.closed.wait()
                     self._broken_s = time.monotonic()
@@ -223,8 +222,8 @@ class NodeLink:
     async def _open(self, connection: asyncssh.SSHClientConnection) -> ssh.LineChannel:
         """The stream to the agent's socket.
 
-        An sshd that does not forward sockets says no more than one behind whose socket nobody listens. So if
-        a new agent, which has just told us that it listens, cannot be reached, a command there is the way.
+        An sshd that forwards no sockets says no more than one behind whose socket nobody listens. If a new
+        agent, which has just told us that it listens, cannot be reached, a command there is the way.
         """
         if not self._bridged:
             try:
