@@ -192,8 +192,6 @@ class NodeLink:
             if self._connection is not None:
                 self._connection.abort()
 
-    # --- connecting
-
     async def _attach(self) -> ssh.LineChannel:
         if self._connection is None or self._connection.is_closed():
             self._connection = None
