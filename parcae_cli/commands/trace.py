@@ -72,3 +72,45 @@ def synth(
         f"{statistics.preempted} lost, {statistics.allocated} gained",
         file=sys.stderr,
     )
+
+
+@app.command()
+def record(
+    job: Annotated[str, typer.Argument(help="A job that runs or ran on a cloud.")],
+    out: Annotated[Path, typer.Argument(help="The CSV file to write; - is stdout.")],
+    force: Annotated[bool, typer.Option("--force", help="Write over a file.")] = False,
+) -> None:
+    """Write down which instances a job has held, and how they went, as a trace to replay."""
+    import json
+    import sys
+
+    from parcae_cli.home import parcae_home
+    from runtime.control.history import held_trace
+    from runtime.control.journal import Journal, UnknownJobError
+
+    home = parcae_home()
+    if not (home / "journal.db").exists():
+        raise UnknownJobError(f"no job named {job!r}: {home} has no jobs")
+    if str(out) != "-" and out.exists() and not force:
+        raise UsageError(f"{out}: is there already", "Choose another name, or add --force")
+    journal = Journal(home)
+    known = journal.job(job)
+    instances = journal.instances(job)
+    noticed = {
+        event.text.split()[0] for event in journal.events(job, last=1_000_000) if event.kind == "notice"
+    }
+    folder = journal.job_folder(job)
+    journal.close()
+    metrics = folder / "metrics.jsonl"
+    steps = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+    # What was ended after the last step was ended by us.
+    until_s = known.created_s + json.loads(steps[-1])["time_s"] if steps else known.created_s
+    made = held_trace(job, instances, noticed, until_s)
+    if not made.events:
+        raise UsageError(f"job {job} held no instance while it trained", "See: parcae status " + job)
+    if str(out) == "-":
+        sys.stdout.write(made.as_csv())
+        return
+    out.write_text(made.as_csv(), encoding="utf-8")
+    lost = made.statistics.preempted
+    print(f"{out}: {made.end_s / 3600:.3g} h, {len(instances)} instances, {lost} lost", file=sys.stderr)

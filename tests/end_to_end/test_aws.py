@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from parcae_cli.catalogue import load_fleet
+from runtime.control.history import held_trace
 from runtime.control.journal import Journal
+from runtime.planning.trace_formats import parse_trace
 from tests.cloud.aws.conftest import ec2, endpoint  # noqa: F401
 from tests.cloud.aws.front import Front
 from tests.end_to_end.harness import Finished, processes_of, train
@@ -86,4 +88,10 @@ def test_a_job_survives_interruptions(ec2: Front, machines: Machines, tmp_path: 
     journal = Journal(tmp_path)
     assert journal.open_intents("storm") == []
     assert journal.instances("storm", live_only=True) == []
+    noticed = {event.text.split()[0] for event in journal.events("storm", 1000) if event.kind == "notice"}
+    seen = held_trace("storm", journal.instances("storm"), noticed, journal.job("storm").created_s + 1e6)
     journal.close()
+    again = parse_trace(seen.as_csv(), "storm.csv")
+    ends = {event.name: event.action for event in again.events if event.action != "add"}
+    assert ends[names[0]] == "remove"
+    assert set(ends.values()) == {"remove", "kill"}
