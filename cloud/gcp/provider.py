@@ -117,7 +117,7 @@ class GcpProvider:
                 self._closed_until_s[zone] = self._clock() + self._settings.times.cool_down_s
                 self._why_closed[zone] = str(error)
         shortage = "" if got else "; ".join(self._why_closed.values()) or "no zone is open"
-        return LaunchReply(tuple(got), count - len(got), shortage)
+        return LaunchReply(tuple(got), count - len(got), shortage, shortage)
 
     def _open_zones(self) -> list[str]:
         now_s = self._clock()

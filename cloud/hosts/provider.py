@@ -82,9 +82,19 @@ class _Seat:
     why: str = "not reached yet"
 
     @property
+    def said(self) -> str:
+        """Why it is closed, with its name."""
+        return self.why if self.host.name in self.why else f"{self.host.name}: {self.why}"
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether it was given back a short while ago; the reason was told then."""
+        return time.monotonic() < self.not_before_s
+
+    @property
     def is_free(self) -> bool:
         """Whether it can be rented now."""
-        return self.is_open and self.instance is None and time.monotonic() >= self.not_before_s
+        return self.is_open and self.instance is None and not self.is_resting
 
 
 class HostsProvider:
@@ -129,7 +139,7 @@ class HostsProvider:
             raise CloudError(f"hosts request: the provider is {'closed' if self._closed else 'not started'}")
         if token in self._replies:
             return self._replies[token]
-        taken = []
+        taken: list[Instance] = []
         for seat in [seat for seat in self._seats.values() if seat.is_free][:count]:
             self._launches += 1
             seat.instance = Instance(
@@ -144,13 +154,12 @@ class HostsProvider:
             seat.trouble.clear()
             taken.append(seat.instance)
         refused = count - len(taken)
-        reply = LaunchReply(tuple(taken), refused, self._why_no_more() if refused else "")
+        closed = [seat.said for seat in self._seats.values() if not seat.is_open and not seat.is_resting]
+        shortage = "; ".join(closed) if refused else ""
+        why = shortage or (f"all {len(self._seats)} hosts are in use" if refused else "")
+        reply = LaunchReply(tuple(taken), refused, why, shortage)
         self._replies[token] = reply
         return reply
-
-    def _why_no_more(self) -> str:
-        closed = [f"{seat.host.name}: {seat.why}" for seat in self._seats.values() if not seat.is_open]
-        return "; ".join(closed) or f"all {len(self._seats)} hosts are in use"
 
     async def wait_for_capacity(self, timeout_s: float) -> None:
         """Return when a host is up that is not in use."""

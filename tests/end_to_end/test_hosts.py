@@ -89,7 +89,7 @@ def test_a_machine_dies_and_comes_back(undisturbed: Finished, machines: Rack, tm
     assert "beta" in lost
     assert "beta" in joined
     pushed = {name for name, machine in machines.machines.items() if list(machine.home.glob(".parcae-*"))}
-    assert pushed == {"delta"}, "the others have the same sources installed"
+    assert "delta" in pushed, "it has no Parcae of its own"
 
 
 def test_a_cut_connection_costs_nothing(undisturbed: Finished, machines: Rack, tmp_path: Path) -> None:
@@ -140,3 +140,23 @@ def test_what_a_killed_launcher_left_is_ended_by_down(machines: Rack, tmp_path: 
     for machine in machines.machines.values():
         assert processes_of(machine.home) == []
         assert list(machine.home.glob(".cache/parcae/nodes/*")) == []
+
+
+def test_machines_that_cannot_serve_are_named(machines: Rack, tmp_path: Path) -> None:
+    """Without the right Python, without port forwarding, with an unknown host key: the others train."""
+    machines.add("alpha")
+    machines.add("beta")
+    machines.add("wrong").python = "/no/such/python"
+    machines.add("closed", {"AllowTcpForwarding": "no"})
+    machines.add("stranger")
+    known = machines.known_hosts.read_text().splitlines(keepends=True)
+    machines.known_hosts.write_text("".join(line for line in known if not line.startswith("stranger ")))
+    run = train_on(machines, tmp_path / "home", nodes=5, steps=30)
+    assert run.result.state == "done", run.result.why
+    trouble = " ".join(event["text"] for event in run.events if event["kind"] == "trouble")
+    assert "/no/such/python does not run" in trouble
+    assert "set `python` in hosts.toml" in trouble
+    assert "AllowTcpForwarding" in trouble
+    assert "stranger: its host key is not in known_hosts" in trouble
+    joined = {event["text"] for event in run.events if event["kind"] == "joined"}
+    assert joined == {"alpha joined", "beta joined"}
