@@ -47,7 +47,8 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     console.print(
         f"[bold]{plan['nodes']} x {plan['gpu']}[/] in {plan['region']} as {plan['layout']}, at least "
         f"{plan['smallest_fleet']}: {usd_text(expected['usd_per_hour'])} an hour, "
-        f"{expected['samples_per_s']:.3g} samples/s, {duration_text(expected['hours'] * 3600)}, "
+        f"{expected['samples_per_s']:.3g} samples/s (liveput {expected['liveput']:.3g}), "
+        f"{duration_text(expected['hours'] * 3600)}, "
         f"{usd_text(expected['usd'])} in all ({expected['note']})"
     )
     table = Table(box=None, padding=(0, 2, 0, 0))

@@ -19,14 +19,13 @@ from runtime.control.job import JobResult, LaunchRequest
 from runtime.control.journal import JobState, Journal
 from runtime.control.keeper import CheckpointKeeper
 from runtime.control.phases import StopRequest
+from runtime.control.planner import planner_config
 from runtime.control.providers import ProviderSetup, provider_setup
 from runtime.control.recorder import Bill, Recorder
 from runtime.control.training import Training, TrainingError
 from runtime.control.wire import TOKEN_BYTES
 from runtime.planning.controller import ControllerConfig
-from runtime.planning.costs import measured_costs
 from runtime.planning.errors import InputError
-from runtime.planning.forecasters import forecaster_named
 from runtime.planning.model import ModelSpec, parse_model
 from runtime.planning.profile import STATE_BYTES_PER_PARAM, estimated_profile
 
@@ -46,10 +45,14 @@ def run(request: LaunchRequest, watch: Watch | None = None) -> JobResult:
         MaybeStillRunningError: something may have been left running.
     """
     spec = parse_model(request.template, request.model)
-    check_nodes(request, spec)
     start = read_start(request, spec)
     journal = Journal(request.home)
-    setup = provider_setup(request, spec, journal)
+    try:
+        setup = provider_setup(request, spec, journal)
+        check_nodes(request, setup.spec or spec)  # what fits depends on the device that the cloud has
+    except BaseException:
+        journal.close()
+        raise
     journal.create_job(request.name, request.as_json(), os.getpid())
     state = JobState.FAILED
     result: JobResult | None = None
@@ -146,7 +149,8 @@ class _Job:
             agent_start=setup.agent_start,
             anchor=None if setup.anchor_reachable else (backup.host, backup.port),
         )
-        config = self._controller()
+        # The controller's clock is the wall's, so intervals shrink with the trace's speed.
+        config = planner_config(request, self._spec, self._wanted, setup.time_scale)
         coordinator = Coordinator(
             self._training(), config, fleet, backup, self._recorder, keeper, setup.start_clock
         )
@@ -200,20 +204,6 @@ class _Job:
             backup_every=request.backup_every,
             first_step=self._start.step if self._start else 0,
             faults=[dict(fault) for fault in request.faults],
-        )
-
-    def _controller(self) -> ControllerConfig:
-        request = self._request
-        # The controller's clock is the wall's, so intervals shrink with the trace's speed.
-        return ControllerConfig(
-            profile=estimated_profile(self._spec, self._wanted),
-            costs=measured_costs(request.cost_table, "measured.json", self._spec.device.link_bytes_per_s),
-            policy=request.policy,
-            forecaster=forecaster_named(request.forecaster or "default"),
-            interval_s=request.interval_s / self._setup.time_scale,
-            lookahead=request.lookahead,
-            history=request.history,
-            max_nodes=self._wanted,
         )
 
     def _result(self, coordinator: Coordinator, state: JobState, digest: str | None, why: str) -> JobResult:

@@ -288,3 +288,34 @@ def test_a_quota_error_names_itself_in_process(ec2: Front, machines: Machines, t
     with pytest.raises(QuotaError, match="All G and VT"):
         aws(tmp_path, "poor", machines, nodes=2)
     assert ec2.actions("CreateLaunchTemplate") == []
+
+
+def test_a_dry_run_shows_the_plan_and_every_request_and_makes_nothing(ec2: Front, parcae: Command) -> None:
+    """Price, time, liveput and the exact arguments; afterwards the account is as it was."""
+    ec2.prices.update(dict.fromkeys([("g4dn.xlarge", f"us-east-1{zone}") for zone in "abcdef"], 0.21))
+    common = (
+        "launch",
+        "gpt-tiny",
+        "--cloud",
+        "aws",
+        "--fleet",
+        str(parcae.fleet),
+        "--nodes",
+        "4",
+        "--dry-run",
+    )
+    code, said = parcae.run(*common, "--json")
+    assert code == 0, said
+    plan = json.loads(said)["plan"]
+    assert plan["expected"]["usd_per_hour"] == pytest.approx(0.84)
+    assert plan["expected"]["liveput"] > 0
+    calls = [request["call"] for request in plan["requests"]]
+    assert calls[0] == "import_key_pair"
+    assert calls[-2:] == ["create_launch_template", "create_fleet"]
+    assert not any(action.startswith(("Create", "Import", "Run")) for action, _ in ec2.calls)
+    code, said = parcae.run(*common, "--max-price-per-hour", "0.5")
+    assert code == 0, said
+    assert "2 x T4 in us-east-1" in said
+    code, said = parcae.run(*common, "--max-price-per-hour", "0.25")
+    assert code == 2
+    assert "stage 0 needs" in said

@@ -31,6 +31,7 @@ from runtime.control.deploy import PushedSources
 from runtime.control.job import LaunchRequest
 from runtime.control.journal import Journal
 from runtime.control.node_link import LinkTimes
+from runtime.control.planner import first_plan, planner_config
 from runtime.control.providers import ProviderSetup
 from runtime.planning.errors import InputError
 from runtime.planning.model import DeviceSpec, ModelSpec
@@ -97,8 +98,9 @@ def plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any]:
     smallest = choice.profile.fewest_nodes or 1
     check_quota(api, {plan.pool.instance_type for plan in choice.offer.pools}, smallest)
     wanted, profile, price = choice.wanted, choice.profile, choice.offer.spot_usd_per_hour
-    layout = profile.best(wanted)
-    assert layout is not None
+    layout, liveput = first_plan(planner_config(request, choice.spec, wanted, 1.0))
+    if layout is None:
+        raise InputError(f"{request.model}: no layout for {wanted} nodes; {smallest} are the fewest")
     step_s = profile.iteration_s[layout]
     hours = request.steps * step_s / 3600
     try:
@@ -141,7 +143,8 @@ def plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any]:
             "usd": hours * price * wanted,
             "usd_per_hour": price * wanted,
             "samples_per_s": profile.samples_per_s(layout),
-            "note": "estimated for a fleet that nothing happens to, by assumed speeds of the GPU",
+            "liveput": liveput,
+            "note": "time and cost for a fleet that nothing happens to, by assumed speeds of the GPU",
         },
         "requests": [{"call": call, "arguments": _printable(arguments)} for call, arguments in sent],
     }

@@ -1,0 +1,35 @@
+"""How a job's planner is set up: for the job itself, and to say beforehand what it would do."""
+
+from __future__ import annotations
+
+from runtime.control.job import LaunchRequest
+from runtime.planning import controller
+from runtime.planning.costs import measured_costs
+from runtime.planning.forecasters import forecaster_named
+from runtime.planning.model import ModelSpec
+from runtime.planning.profile import estimated_profile
+from runtime.planning.types import Layout, NodeJoined, Reconfigure
+
+
+def planner_config(
+    request: LaunchRequest, spec: ModelSpec, wanted: int, time_scale: float
+) -> controller.ControllerConfig:
+    """`time_scale` is how many seconds of the cloud's time pass in one of the planner's clock."""
+    return controller.ControllerConfig(
+        profile=estimated_profile(spec, wanted),
+        costs=measured_costs(request.cost_table, "measured.json", spec.device.link_bytes_per_s),
+        policy=request.policy,
+        forecaster=forecaster_named(request.forecaster or "default"),
+        interval_s=request.interval_s / time_scale,
+        lookahead=request.lookahead,
+        history=request.history,
+        max_nodes=wanted,
+    )
+
+
+def first_plan(config: controller.ControllerConfig) -> tuple[Layout | None, float]:
+    """The layout that training would start with if all wanted nodes came, and its liveput in samples/s."""
+    joined = [NodeJoined(f"node{number + 1}") for number in range(config.max_nodes)]
+    decision = controller.step(config, controller.initial_state(config), joined, 0.0)
+    plans = [command.plan for command in decision.commands if isinstance(command, Reconfigure)]
+    return (plans[0].layout if plans else None), decision.liveput
