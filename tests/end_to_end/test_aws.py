@@ -19,7 +19,7 @@ from tests.cloud.aws.front import Front
 from tests.end_to_end.harness import Finished, processes_of, train
 from tests.end_to_end.machines import Machines
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 STEPS = 80
 
 

@@ -23,7 +23,7 @@ from tests.end_to_end.machines import PROJECT, Machines, zygote
 from tests.end_to_end.test_aws import aws, fleet, machines  # noqa: F401
 
 # ruff: noqa: F811
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(autouse=True)
