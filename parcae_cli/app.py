@@ -25,7 +25,7 @@ COMMANDS = {
     "launch": LazyCommand("parcae_cli.commands.launch", "Train a model through preemptions."),
     "status": LazyCommand("parcae_cli.commands.status", "Show a job live, or how it ended."),
     "down": LazyCommand("parcae_cli.commands.down", "End jobs and everything they rented."),
-    "gc": LazyCommand("parcae_cli.commands.gc", "End what crashed launches have left at AWS."),
+    "gc": LazyCommand("parcae_cli.commands.gc", "End what crashed launches have left in a cloud."),
     "logs": LazyCommand("parcae_cli.commands.logs", "Show what happened to a job, or what its nodes wrote."),
     "replay": LazyCommand("parcae_cli.commands.replay", "Compare policies on a trace, without training."),
     "trace": LazyCommand("parcae_cli.commands.trace", "Look at availability traces, or make one."),

@@ -22,7 +22,7 @@ class PipelineStep:
         self,
         groups: Groups,
         waiter: Waiter,
-        layers: Sequence[torch.nn.Module],
+        layers: Sequence[Callable[[torch.Tensor], torch.Tensor]],
         stage: int,
         stages: int,
         activation_shape: tuple[int, ...],

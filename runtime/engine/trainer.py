@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from runtime.control.messages import Vote
 from runtime.engine.data import Corpus
 from runtime.engine.generation import Generation, compute_device
 from runtime.engine.models import gpt
+from runtime.engine.numerics import Numerics
 from runtime.engine.schedule import PipelineStep
 from runtime.engine.state import AdamW, LayerState, bind_gradients
 from runtime.planning.ledger import SampleOrder
@@ -39,6 +41,7 @@ class Trainer:
             self._training.epsilon,
         )
         self._device = compute_device()
+        self._numerics = Numerics.of(self._training, self._device)
         self.step = 0
         self.layers: dict[int, LayerState] = {}
 
@@ -52,7 +55,7 @@ class Trainer:
         bind_gradients(layers, self._exact)
         out, targets = (t.to(self._device) for t in self._corpus.batch([0] * self._training.micro_batch))
         for layer in layers:
-            out = layer.module(out)
+            out = self._numerics.forward(layer.module, out)
         gpt.loss_of(out, targets).backward()  # type: ignore[no-untyped-call]
         for layer in layers:
             layer.square_norm()
@@ -99,7 +102,7 @@ class Trainer:
         step = PipelineStep(
             generation.groups(),
             generation.waiter,
-            [layer.module for layer in mine],
+            [partial(self._numerics.forward, layer.module) for layer in mine],
             generation.stage,
             generation.stages,
             (training.micro_batch, self._shape.seq, self._shape.d_model),

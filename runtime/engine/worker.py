@@ -22,7 +22,7 @@ import torch
 from runtime.control import messages
 from runtime.engine.data import Corpus, CorpusError
 from runtime.engine.faults import FaultInjector
-from runtime.engine.generation import Generation, Graveyard
+from runtime.engine.generation import Generation, Graveyard, compute_device
 from runtime.engine.groups import StoreServer
 from runtime.engine.state import LayerState
 from runtime.engine.trainer import Trainer
@@ -144,12 +144,15 @@ class Worker:
             model = parse_model(message.model, source=str(message.model.get("name")))
             assert model.gpt is not None
             corpus = Corpus(message.corpus, model.gpt.seq)
+            # On a GPU exact sums cost too much memory, and its kernels would not keep the promise anyway.
+            exact = message.exact and compute_device().type == "cpu"
+            trainer = Trainer(model, message.seed, corpus, exact, self._point)
         except (InputError, CorpusError) as error:
             self._send(messages.Configured(0, "", error=str(error)))
             return
         token = bytes.fromhex(message.token)
         self._faults = FaultInjector(message.node, message.faults)
-        self._trainer = Trainer(model, message.seed, corpus, message.exact, self._point)
+        self._trainer = trainer
         self._server.token = token
         if message.backup is not None:
             self._backup = Address(message.backup[0], message.backup[1])

@@ -34,7 +34,7 @@ def estimate_iteration_s(spec: ModelSpec, layout: Layout, cuts: Cuts) -> tuple[f
         stored = params * param_bytes
         kept = in_flight * sum(layer.activation_bytes_per_sample for layer in layers)
         work = 1.0
-        if stored + kept > usable_bytes:
+        if training.recompute or stored + kept > usable_bytes:
             work = RECOMPUTE_WORK
             kept = in_flight * sum(layer.output_bytes_per_sample for layer in layers)
             kept += training.micro_batch * max(layer.activation_bytes_per_sample for layer in layers)

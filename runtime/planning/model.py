@@ -41,7 +41,10 @@ class GptShape:
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """How a model is trained: batch sizes in samples, and AdamW's constants. `clip_norm` 0: no clipping."""
+    """How a model is trained: batch sizes in samples, and AdamW's constants. `clip_norm` 0: no clipping.
+
+    `recompute`: activations are not kept but computed again in the backward pass.
+    """
 
     mini_batch: int
     micro_batch: int
@@ -52,6 +55,7 @@ class TrainingSpec:
     epsilon: float = 1e-8
     clip_norm: float = 1.0
     dtype: str = "fp32"
+    recompute: bool = False
 
     @property
     def micro_batches(self) -> int:
@@ -156,6 +160,13 @@ class _Table:
             bound = f"above {above:g}" if above is not None else f"at least {low:g}"
             raise self.fail(name, f"must be {bound}, not {value!r}")
         return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        self.used.add(name)
+        value = self.data.get(name, default)
+        if not isinstance(value, bool):
+            raise self.fail(name, f"must be true or false, not {value!r}")
+        return value
 
     def count(self, name: str, default: int | None = None, low: int = 1) -> int:
         value = self.number(name, default, low=low)
@@ -265,6 +276,7 @@ def _training(table: _Table) -> TrainingSpec:
         epsilon=table.number("epsilon", TrainingSpec.epsilon, above=0.0),
         clip_norm=table.number("clip_norm", TrainingSpec.clip_norm),
         dtype=table.text("dtype", TrainingSpec.dtype),
+        recompute=table.flag("recompute", TrainingSpec.recompute),
     )
     table.no_more()
     for name in ("beta1", "beta2"):
