@@ -228,8 +228,10 @@ def test_a_reader_that_leaves_early_is_no_error(journal: Journal, home: Path) ->
 def test_ctrl_c_while_a_command_works_is_130(home: Path) -> None:
     """An interrupt anywhere in a command ends it with one word and code 130."""
     script = (
-        "import signal, sys; import parcae_cli.commands.models as m;"
-        "m.list_models = lambda: signal.raise_signal(signal.SIGINT);"
+        # a test run in the background inherits an ignored SIGINT, which a terminal's foreground never has
+        "import signal, sys, time; import parcae_cli.commands.models as m;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "m.list_models = lambda: (signal.raise_signal(signal.SIGINT), time.sleep(5));"
         "from parcae_cli.main import main; sys.exit(main(['models']))"
     )
     done = subprocess.run(

@@ -124,6 +124,7 @@ def test_the_agents_client_renews_its_token(monkeypatch: pytest.MonkeyPatch) -> 
 def test_botocore_accepts_the_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     """AWS's own client gets its token and reads the region's zone, and finds no credentials."""
     utils = pytest.importorskip("botocore.utils", reason="botocore is not installed")
+    monkeypatch.delenv("AWS_EC2_METADATA_DISABLED", raising=False)  # the stand-in of EC2 sets it
 
     async def scene(service: MetadataService) -> None:
         service.values["placement/availability-zone"] = "us-east-1b"

@@ -12,7 +12,7 @@ import pytest
 from cloud.local.provider import LocalProvider
 from tests.end_to_end.harness import processes_of, train
 
-STEPS = 150
+STEPS = 110
 NODES = 7
 
 

@@ -25,6 +25,7 @@ from runtime.control.deploy import PushedSources
 from runtime.control.job import LaunchRequest
 from runtime.control.journal import Journal
 from runtime.control.node_link import LinkTimes
+from runtime.control.planner import first_plan, planner_config
 from runtime.control.providers import ProviderSetup
 from runtime.planning.errors import InputError
 from runtime.planning.model import DeviceSpec, ModelSpec
@@ -95,8 +96,11 @@ def plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any]:
     settings = _settings(request)
     api = Api(settings.project)
     choice = _choose(api, settings, request, spec)
-    layout = choice.profile.best(choice.wanted)
-    assert layout is not None
+    layout, liveput = first_plan(planner_config(request, spec, choice.wanted, 1.0))
+    if layout is None:
+        raise InputError(
+            f"{request.model}: no layout for {choice.wanted} nodes; {choice.smallest} are the fewest"
+        )
     step_s = choice.profile.iteration_s[layout]
     hours = request.steps * step_s / 3600
     price, zones = choice.spot_usd_per_hour, sorted({one.pool.zone for one in choice.prospects})
@@ -139,6 +143,7 @@ def plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any]:
             "usd": hours * price * choice.wanted,
             "usd_per_hour": price * choice.wanted,
             "samples_per_s": choice.profile.samples_per_s(layout),
+            "liveput": liveput,
             "note": "estimated for a fleet that nothing happens to, by assumed speeds of the GPU",
         },
         "requests": [{"call": "regionInstances.bulkInsert", "arguments": sent}],
