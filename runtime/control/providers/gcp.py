@@ -96,7 +96,7 @@ def plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any]:
     settings = _settings(request)
     api = Api(settings.project)
     choice = _choose(api, settings, request, spec)
-    layout, liveput = first_plan(planner_config(request, spec, choice.wanted, 1.0))
+    layout, liveput = first_plan(planner_config(request, choice.spec, choice.wanted, 1.0))
     if layout is None:
         raise InputError(
             f"{request.model}: no layout for {choice.wanted} nodes; {choice.smallest} are the fewest"

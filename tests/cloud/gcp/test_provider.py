@@ -18,7 +18,7 @@ from cloud.gcp.settings import GcpSettings
 from cloud.gcp.sweep import delete_until_gone, settle
 from cloud.provider import CloudError, CredentialsError, MaybeStillRunningError, QuotaError
 from cloud.types import InstanceState, Pool
-from parcae_cli.catalogue import load_fleet, load_model
+from parcae_cli.catalogue import load_fleet, load_measured_costs, load_model
 from parcae_cli.render.job import print_plan
 from runtime.control.job import LaunchRequest
 from runtime.control.providers.gcp import foreign_instances, plan, sweep
@@ -256,7 +256,8 @@ def test_instances_that_no_launch_here_knows_are_listed(compute: FakeCompute, tm
 def test_the_plan_is_made_by_reading_only(compute: FakeCompute, tmp_path: Path) -> None:
     """What `--dry-run` shows has the very request, which the published description allows."""
     fleet = {**load_fleet("gcp"), "machine_types": [MACHINE_TYPE]}
-    request = LaunchRequest("job", "gpt3-6b", tmp_path, cloud="gcp", nodes=32, fleet=fleet)
+    costs = load_measured_costs()
+    request = LaunchRequest("job", "gpt3-6b", tmp_path, cloud="gcp", nodes=32, fleet=fleet, cost_table=costs)
     shown = plan(request, load_model("gpt3-6b"))
     (sent,) = shown["requests"]
     assert not {"regionInstances.bulkInsert", "instances.delete"} & set(compute.calls)
