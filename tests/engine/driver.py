@@ -27,7 +27,7 @@ _context.set_forkserver_preload(["runtime.engine.worker"])
 def tiny_template(**training: Any) -> dict[str, Any]:
     """The content of gpt-tiny's template, with other training numbers where given."""
     template: dict[str, Any] = tomllib.loads((TEMPLATES / "models" / "gpt-tiny.toml").read_text())
-    template["training"].update(training)
+    template["training"].update({"mini_batch": 24, **training})
     return template
 
 
