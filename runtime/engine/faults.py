@@ -33,7 +33,10 @@ class FaultInjector:
         self._faults = [(f.get("step"), str(f["point"])) for f in faults if f["node"] == node]
 
     def at(self, step: int, point: str) -> None:
-        """Die here if the script says so. `step` counts from 0; a fault without one means the first time."""
+        """Die here if the script says so: at the first such point of that step (from 0) or a later one.
+
+        A worker that was a spare at the scripted step dies when it has a position again.
+        """
         for when, where in self._faults:
-            if where == point and when in (None, step):
+            if where == point and (when is None or step >= when):
                 os.kill(os.getpid(), signal.SIGKILL)

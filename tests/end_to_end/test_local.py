@@ -70,13 +70,13 @@ def test_workers_killed_at_every_point_of_a_step(undisturbed: Finished, tmp_path
     """SIGKILL in forward, backward, reduction, around the vote, at the commit and in the optimiser."""
     points = ["forward", "backward", "reduce", "before_vote", "after_vote", "commit", "optimiser"]
     faults = [
-        {"node": f"node{1 + index % 6}", "step": 6 + 7 * index, "point": point}
+        {"node": f"node{index + 1}", "step": 6 + 7 * index, "point": point}
         for index, point in enumerate(points)
-        if index < 6
     ]
-    run = train(tmp_path, "points", nodes=6, steps=STEPS, faults=tuple(faults))
+    run = train(tmp_path, "points", nodes=8, steps=STEPS, faults=tuple(faults))
     assert_equal(run, undisturbed, tmp_path)
-    assert sum(event["kind"] == "lost" for event in run.events) >= 6
+    lost = sorted(event["text"] for event in run.events if event["kind"] == "lost")
+    assert lost == [f"node{index + 1} is gone" for index in range(len(points))]
 
 
 @pytest.mark.parametrize("point", ["prepare", "switch", "send", "receive", "abort"])
