@@ -26,9 +26,9 @@ from cloud.aws.shared import (
     image_id,
     mark_ended,
     remove_launch,
-    write_private,
 )
 from cloud.aws.sweep import terminate_until_gone
+from cloud.private_file import write_private
 from cloud.provider import CloudError, MaybeStillRunningError
 from cloud.types import Instance, InstanceState, LaunchReply, Notice, NoticeKind, SshTarget
 
