@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from cloud.aws.requests import JOB_TAG, TOKEN_TAG
+from cloud.rented import Seen
 from cloud.types import Instance, InstanceState, Pool
 
 # https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_InstanceState.html
@@ -25,22 +25,7 @@ _TAKEN = (
 )
 
 
-@dataclass(frozen=True)
-class Seen:
-    """An instance as the API shows it, with its addresses, and whether EC2 took it back."""
-
-    instance: Instance
-    public_ip: str
-    private_ip: str
-    taken: bool
-
-    @property
-    def ended(self) -> bool:
-        """Whether the API says that it is gone."""
-        return self.instance.state is InstanceState.TERMINATED
-
-
-def seen(row: Mapping[str, Any], pool: Pool | None = None) -> Seen:
+def seen(row: Mapping[str, Any], pool: Pool | None = None, ssh_port: int = 22) -> Seen:
     """From one entry of DescribeInstances. `pool` brings the prices that the API does not tell."""
     tags = {tag["Key"]: tag["Value"] for tag in row.get("Tags", [])}
     zone = row.get("Placement", {}).get("AvailabilityZone", "")
@@ -58,5 +43,6 @@ def seen(row: Mapping[str, Any], pool: Pool | None = None) -> Seen:
         ),
         row.get("PublicIpAddress", "") or "",
         row.get("PrivateIpAddress", "") or "",
+        ssh_port,
         row.get("StateReason", {}).get("Code", "") in _TAKEN,
     )

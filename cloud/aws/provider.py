@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -13,8 +12,7 @@ from typing import Any
 
 from cloud.aws.api import Api, ApiError
 from cloud.aws.errors import Verdict, refused, verdict_of
-from cloud.aws.instances import Seen, seen
-from cloud.aws.pools import Pools
+from cloud.aws.instances import seen
 from cloud.aws.requests import PoolPlan, fleet_request
 from cloud.aws.settings import AwsSettings
 from cloud.aws.shared import (
@@ -29,22 +27,21 @@ from cloud.aws.shared import (
 )
 from cloud.aws.sweep import terminate_until_gone
 from cloud.private_file import write_private
-from cloud.provider import CloudError, MaybeStillRunningError
-from cloud.types import Instance, InstanceState, LaunchReply, Notice, NoticeKind, SshTarget
+from cloud.provider import CloudError
+from cloud.rented import RentedProvider, Seen
+from cloud.types import Instance, InstanceState, LaunchReply, Notice, NoticeKind
 
 # An instance that a launch has named is in DescribeInstances within seconds; until then it is booting.
 UNSEEN_FOR_S = 300.0
 NOTICE_S = 120.0
-_FRESH_S = 1.0
-_IN_FLIGHT_S = 90.0
 _ROUNDS = 6
 
 
-class AwsProvider:
-    """One launch in one region. `folder` keeps what a successor needs; `home` the user's SSH key.
+class AwsProvider(RentedProvider):
+    """One launch in one region. `folder` keeps what a successor needs; `home` the user's SSH key."""
 
-    `smallest` is how many instances the first request must bring at least: the smallest useful pipeline.
-    """
+    name = "aws"
+    in_flight_s = 90.0
 
     def __init__(
         self,
@@ -58,24 +55,13 @@ class AwsProvider:
         smallest: int = 1,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        super().__init__(settings, settings.times, [plan.pool for plan in plans], smallest, clock)
         self._api, self._settings, self._record = api, settings, record
-        self._pools = Pools(plans, settings.times.cool_down_s)
+        self._plans = {plan.pool: plan for plan in plans}
         self._vpc, self._folder, self._home = vpc, folder, home
-        self._smallest, self._clock = smallest, clock
-        self._lock = threading.Lock()
-        self._seen: dict[str, Seen] = {}
-        self._looked_s = 0.0
         self._notices: dict[str, Notice] = {}
-        self._replies: dict[str, LaunchReply] = {}
-        self._in_flight: set[asyncio.Task[Any]] = set()
         self._template = ""
         self._client_key = ""
-        self._closing = False
-
-    @property
-    def name(self) -> str:
-        """`aws`."""
-        return "aws"
 
     async def start(self) -> None:
         """Key pair, security group, image and launch template: made, or found where they are there."""
@@ -94,24 +80,12 @@ class AwsProvider:
 
     # --- launching
 
-    async def request(self, count: int, token: str) -> LaunchReply:
-        """Rent up to `count`. A cancelled request goes on by itself: `close` waits for what it brings."""
-        if token in self._replies:
-            return self._replies[token]
-        if self._closing:
-            return LaunchReply((), count, "the provider is being closed")
-        task = asyncio.create_task(asyncio.to_thread(self._launch, count, token))
-        self._in_flight.add(task)
-        task.add_done_callback(self._in_flight.discard)
-        self._replies[token] = await asyncio.shield(task)
-        return self._replies[token]
-
     def _launch(self, count: int, token: str) -> LaunchReply:
         got: list[Instance] = []
         problem: CloudError | None = None
         held = sum(not one.ended for one in list(self._seen.values()))
         for number in range(_ROUNDS):
-            plans = self._pools.open(self._clock())
+            plans = [self._plans[pool] for pool in self._pools.open(self._clock())]
             missing = count - len(got)
             if not plans or not missing or self._closing:
                 break
@@ -145,19 +119,20 @@ class AwsProvider:
     def _born(self, row: Mapping[str, Any], name: str, token: str) -> Instance:
         overrides = row.get("LaunchTemplateAndOverrides", {}).get("Overrides", {})
         kind = row.get("InstanceType", overrides.get("InstanceType", ""))
+        plans = list(self._plans.values())
         plan = next(
             (
-                plan for plan in self._pools.plans
+                plan for plan in plans
                 if plan.pool.instance_type == kind and overrides.get("SubnetId", plan.subnet) == plan.subnet
             ),
-            self._pools.plans[0],
+            plans[0],
         )  # fmt: skip
         self._pools.gave(kind, plan.pool.zone)
         instance = Instance(
             name, name, self._record.job, token, plan.pool, InstanceState.BOOTING, self._clock()
         )
         with self._lock:
-            self._seen[name] = Seen(instance, "", "", False)
+            self._seen[name] = Seen(instance, "", "", self._settings.ssh_port)
         return instance
 
     def _learn(self, reply: Mapping[str, Any], plans: Sequence[PoolPlan], some: bool) -> CloudError | None:
@@ -185,19 +160,7 @@ class AwsProvider:
         for plan in plans:
             self._pools.failed(plan.pool.instance_type, plan.pool.zone, why, self._clock())
 
-    async def wait_for_capacity(self, timeout_s: float) -> None:
-        """Until a pool's time of rest is over."""
-        pause_s = self._pools.next_open_s(self._clock())
-        await asyncio.sleep(min(timeout_s, pause_s if pause_s > 0 else self._settings.times.describe_s))
-
     # --- looking
-
-    async def describe(self) -> Sequence[Instance]:
-        """What the API says, at most a second old."""
-        if self._clock() - self._looked_s >= _FRESH_S:
-            self._looked_s = self._clock()
-            await asyncio.to_thread(self._look)
-        return [one.instance for one in self._seen.values()]
 
     def _look(self) -> None:
         try:
@@ -238,10 +201,10 @@ class AwsProvider:
 
     def _note(self, row: Mapping[str, Any]) -> None:
         known = self._seen.get(row["InstanceId"])
-        plan = self._pools.of(
+        pool = self._pools.of(
             row.get("InstanceType", ""), row.get("Placement", {}).get("AvailabilityZone", "")
         )
-        one = seen(row, plan.pool if plan else known.instance.pool if known else None)
+        one = seen(row, pool or (known.instance.pool if known else None), self._settings.ssh_port)
         if known is not None:
             if known.ended or (
                 known.instance.state is InstanceState.TERMINATING
@@ -273,31 +236,10 @@ class AwsProvider:
             return []
         return [row for reservation in reply["Reservations"] for row in reservation["Instances"]]
 
-    def ssh_target(self, instance: Instance) -> SshTarget:
-        """The public address, with the host key that the instance was born with.
-
-        Raises:
-            CloudError: it has no address yet.
-        """
-        one = self._seen.get(instance.id)
-        address = one.public_ip or one.private_ip if one is not None else ""
-        if not address:
-            raise CloudError(f"aws: {instance.name} has no address yet")
-        settings = self._settings
-        return SshTarget(
-            address, settings.ssh_port, settings.user, self._client_key, self._record.host_key.public
-        )
-
-    def private_address(self, instance: Instance) -> str:
-        """The address at which other nodes reach it."""
-        one = self._seen.get(instance.id)
-        return one.private_ip if one is not None else ""
+    def _keys(self) -> tuple[str, str]:
+        return self._client_key, self._record.host_key.public
 
     # --- ending
-
-    async def terminate(self, names: Sequence[str]) -> None:
-        """Ask for the end of these."""
-        await asyncio.to_thread(self._terminate, list(names))
 
     def _terminate(self, names: Sequence[str]) -> None:
         for name in names:  # one by one: EC2 refuses all of them if one is unknown
@@ -306,24 +248,6 @@ class AwsProvider:
             except ApiError as error:
                 if error.verdict is not Verdict.NOT_FOUND:
                     raise error.sorted from error
-        self._looked_s = 0.0
-
-    async def close(self) -> None:
-        """Terminate everything of this launch, requests in flight included, and wait for the API's word.
-
-        Raises:
-            MaybeStillRunningError: the API did not say that all are terminated.
-        """
-        self._closing = True
-        if self._in_flight:
-            done, late = await asyncio.wait(self._in_flight, timeout=_IN_FLIGHT_S)
-            for task in done:
-                task.exception()
-            if late:
-                raise MaybeStillRunningError(
-                    "aws close: a launch is still under way; run `parcae down` in a minute"
-                )
-        await asyncio.to_thread(self._end)
 
     def _end(self) -> None:
         with self._lock:
@@ -339,4 +263,3 @@ class AwsProvider:
                 )
         remove_launch(self._api, self._record.owner, self._settings.placement_group)
         mark_ended(self._folder)
-        self._looked_s = self._clock() + 1e9  # nothing is left to look at

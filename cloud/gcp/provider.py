@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -17,11 +15,10 @@ from cloud.gcp.launch_record import LaunchRecord
 from cloud.gcp.requests import SSH_PORT_ITEM, TOKEN_LABEL, bulk_insert_request, items_of, last_part
 from cloud.gcp.settings import GcpSettings
 from cloud.gcp.sweep import delete, delete_until_gone, instances_of, settle
-from cloud.provider import CloudError, MaybeStillRunningError
-from cloud.types import Instance, InstanceState, LaunchReply, Pool, SshTarget
+from cloud.provider import MaybeStillRunningError
+from cloud.rented import RentedProvider, Seen
+from cloud.types import Instance, InstanceState, LaunchReply, Pool
 
-_FRESH_S = 1.0
-_IN_FLIGHT_S = 60.0
 _STATES = {
     "PROVISIONING": InstanceState.BOOTING,
     "STAGING": InstanceState.BOOTING,
@@ -38,21 +35,11 @@ _STATES = {
 _ENDED = InstanceState.TERMINATED
 
 
-@dataclass(frozen=True)
-class Seen:
-    """An instance as the API showed it last, and how it is reached."""
+class GcpProvider(RentedProvider):
+    """One launch in one region. `pools`: the preferred ones first; those of a zone are asked for together."""
 
-    instance: Instance
-    public_ip: str
-    private_ip: str
-    ssh_port: int
-
-
-class GcpProvider:
-    """One launch in one region. `pools` are in order of preference; those of a zone are asked for together.
-
-    `smallest` is how many instances the first request must bring at least: the smallest useful pipeline.
-    """
+    name = "gcp"
+    in_flight_s = 60.0
 
     def __init__(
         self,
@@ -63,66 +50,41 @@ class GcpProvider:
         smallest: int = 1,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        super().__init__(settings, settings.times, pools, smallest, clock)
         self._api, self._settings, self._record = api, settings, record
-        self._pools = list(pools)
-        self._smallest, self._clock = smallest, clock
         self._script = startup_script(settings, record.host_key)
-        self._closed_until_s: dict[str, float] = {}  # by zone: it had nothing for us
-        self._why_closed: dict[str, str] = {}
-        self._seen: dict[str, Seen] = {}
-        self._lock = threading.Lock()
-        self._looked_s = 0.0
-        self._replies: dict[str, LaunchReply] = {}
-        self._in_flight: set[asyncio.Task[Any]] = set()
-        self._closing = False
-
-    @property
-    def name(self) -> str:
-        """`gcp`."""
-        return "gcp"
 
     async def start(self) -> None:
         """Nothing has to be made before an instance: keys and script travel with the request."""
 
     # --- launching
 
-    async def request(self, count: int, token: str) -> LaunchReply:
-        """Rent up to `count`. A cancelled request goes on by itself: `close` waits for what it brings."""
-        if token in self._replies:
-            return self._replies[token]
-        if self._closing:
-            return LaunchReply((), count, "the provider is being closed")
-        task = asyncio.create_task(asyncio.to_thread(self._launch, count, token))
-        self._in_flight.add(task)
-        task.add_done_callback(self._in_flight.discard)
-        self._replies[token] = await asyncio.shield(task)
-        return self._replies[token]
-
     def _launch(self, count: int, token: str) -> LaunchReply:
         got: list[Instance] = []
-        held = any(one.instance.state is not _ENDED for one in list(self._seen.values()))
-        for number, zone in enumerate(self._open_zones()):
+        held = any(not one.ended for one in list(self._seen.values()))
+        zones: dict[str, list[Pool]] = {}
+        for pool in self._pools.open(self._clock()):
+            zones.setdefault(pool.zone, []).append(pool)
+        for number, (zone, pools) in enumerate(zones.items()):
             missing = count - len(got)
             if not missing or self._closing:
                 break
             least = min(self._smallest, missing) if not held and not got else 1
-            pools = [pool for pool in self._pools if pool.zone == zone]
             try:
-                got += self._bulk_insert(pools, missing, least, token, number)
+                new = self._bulk_insert(pools, missing, least, token, number)
             except ApiError as error:
                 if error.verdict is not Verdict.NEXT_POOL:
                     if got:
                         break  # what came is reported; the same trouble comes again with the next request
                     raise error.sorted from error
-                self._closed_until_s[zone] = self._clock() + self._settings.times.cool_down_s
-                self._why_closed[zone] = str(error)
-        shortage = "" if got else "; ".join(self._why_closed.values()) or "no zone is open"
+                for pool in pools:
+                    self._pools.failed(pool.instance_type, zone, str(error), self._clock())
+                continue
+            for pool in {one.pool for one in new}:
+                self._pools.gave(pool.instance_type, pool.zone)
+            got += new
+        shortage = "" if got else self._pools.shortage(self._clock())
         return LaunchReply(tuple(got), count - len(got), shortage, shortage)
-
-    def _open_zones(self) -> list[str]:
-        now_s = self._clock()
-        zones = dict.fromkeys(pool.zone for pool in self._pools)
-        return [zone for zone in zones if self._closed_until_s.get(zone, 0.0) <= now_s]
 
     def _bulk_insert(
         self, pools: Sequence[Pool], count: int, least: int, token: str, number: int
@@ -162,25 +124,12 @@ class GcpProvider:
         record.done(request)
         return [self._seen[row.name].instance for row in new]
 
-    async def wait_for_capacity(self, timeout_s: float) -> None:
-        """Until a zone's time of rest is over."""
-        until_s = min((self._closed_until_s.get(pool.zone, 0.0) for pool in self._pools), default=0.0)
-        pause_s = until_s - self._clock()
-        await asyncio.sleep(min(timeout_s, pause_s if pause_s > 0 else self._settings.times.describe_s))
-
     # --- looking
-
-    async def describe(self) -> Sequence[Instance]:
-        """What the API says, at most a second old. Who is not shown any more has been deleted."""
-        if self._clock() - self._looked_s >= _FRESH_S:
-            self._looked_s = self._clock()
-            await asyncio.to_thread(self._look)
-        return [one.instance for one in self._seen.values()]
 
     def _look(self) -> None:
         # Only those that were known before the question: an answer says nothing about later ones.
         with self._lock:
-            known = [name for name, one in self._seen.items() if one.instance.state is not _ENDED]
+            known = [name for name, one in self._seen.items() if not one.ended]
         try:
             rows = instances_of(self._api, self._record.owner)
         except ApiError as error:
@@ -195,12 +144,13 @@ class GcpProvider:
     def _note(self, row: Any, token: str) -> None:
         state = _STATES.get(row.status, InstanceState.BOOTING)
         if (known := self._seen.get(row.name)) is None:
+            zone, machine = last_part(row.zone), last_part(row.machine_type)
             instance = Instance(
                 id=str(row.id),
                 name=row.name,
                 job=self._record.job,
                 token=token,
-                pool=self._pool_of(last_part(row.zone), last_part(row.machine_type)),
+                pool=self._pools.of(machine, zone) or Pool(zone, machine, 1, 0.0, 0.0),
                 state=state,
                 launched_s=datetime.fromisoformat(row.creation_timestamp).timestamp(),
             )
@@ -222,41 +172,12 @@ class GcpProvider:
         one = self._seen[name]
         order = list(InstanceState)
         if order.index(state) > order.index(one.instance.state):
-            self._seen[name] = Seen(
-                one.instance.moved(state), one.public_ip, one.private_ip, one.ssh_port
-            )
+            self._seen[name] = replace(one, instance=one.instance.moved(state))
 
-    def _pool_of(self, zone: str, machine_type: str) -> Pool:
-        for pool in self._pools:
-            if (pool.zone, pool.instance_type) == (zone, machine_type):
-                return pool
-        return Pool(zone, machine_type, 1, 0.0, 0.0)
-
-    def ssh_target(self, instance: Instance) -> SshTarget:
-        """The public address, with the host key that the startup script installs.
-
-        Raises:
-            CloudError: it has no address yet.
-        """
-        one = self._seen.get(instance.name)
-        address = one.public_ip or one.private_ip if one is not None else ""
-        if one is None or not address:
-            raise CloudError(f"gcp: {instance.name} has no address yet")
-        record = self._record
-        return SshTarget(
-            address, one.ssh_port, self._settings.user, record.client_key.private, record.host_key.public
-        )
-
-    def private_address(self, instance: Instance) -> str:
-        """The address at which other nodes reach it."""
-        one = self._seen.get(instance.name)
-        return one.private_ip if one is not None else ""
+    def _keys(self) -> tuple[str, str]:
+        return self._record.client_key.private, self._record.host_key.public
 
     # --- ending
-
-    async def terminate(self, names: Sequence[str]) -> None:
-        """Ask for the end of these."""
-        await asyncio.to_thread(self._terminate, list(names))
 
     def _terminate(self, names: Sequence[str]) -> None:
         try:
@@ -265,24 +186,6 @@ class GcpProvider:
                     delete(self._api, name, one.instance.pool.zone)
         except ApiError as error:
             raise error.sorted from error
-        self._looked_s = 0.0
-
-    async def close(self) -> None:
-        """Delete everything of this launch, requests in flight included, and wait for the API's word.
-
-        Raises:
-            MaybeStillRunningError: the API did not say that all are gone.
-        """
-        self._closing = True
-        if self._in_flight:
-            done, late = await asyncio.wait(self._in_flight, timeout=_IN_FLIGHT_S)
-            for task in done:
-                task.exception()
-            if late:
-                raise MaybeStillRunningError(
-                    "gcp close: a launch is still under way; run `parcae down` in a minute"
-                )
-        await asyncio.to_thread(self._end)
 
     def _end(self) -> None:
         times = self._settings.times
@@ -294,4 +197,3 @@ class GcpProvider:
         with self._lock:
             for name in self._seen:
                 self._move(name, _ENDED)
-        self._looked_s = self._clock() + 1e9  # nothing is left to look at

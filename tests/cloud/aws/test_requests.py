@@ -13,7 +13,6 @@ import pytest
 
 from cloud.aws.bootstrap import HostKey, bootstrap_script, new_host_key, user_data
 from cloud.aws.instances import seen
-from cloud.aws.pools import Pools
 from cloud.aws.requests import (
     Owner,
     PoolPlan,
@@ -25,6 +24,7 @@ from cloud.aws.requests import (
     placement_group_request,
 )
 from cloud.aws.settings import AwsSettings
+from cloud.pools import Pools
 from cloud.types import InstanceState, Pool
 from tests.cloud.aws.settings import aws_settings
 
@@ -170,9 +170,9 @@ def test_wrong_settings_name_their_key(change: dict[str, Any], words: str) -> No
 
 def test_pools_rest_longer_every_time() -> None:
     """A pool without capacity is left alone, twice as long after each failure, ten minutes at most."""
-    pools = Pools(plans(("g5.xlarge", "a"), ("g6.xlarge", "a")), 60.0)
+    pools = Pools([plan.pool for plan in plans(("g5.xlarge", "a"), ("g6.xlarge", "a"))], 60.0)
     pools.failed("g5.xlarge", "a", "stock-out", 0.0)
-    assert [plan.pool.instance_type for plan in pools.open(1.0)] == ["g6.xlarge"]
+    assert [pool.instance_type for pool in pools.open(1.0)] == ["g6.xlarge"]
     assert pools.shortage(1.0) == ""
     pools.failed("g6.xlarge", "a", "stock-out", 1.0)
     assert pools.shortage(1.0) == (

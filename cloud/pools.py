@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from cloud.aws.requests import PoolPlan
+from cloud.types import Pool
 
 LONGEST_S = 600.0
 
 
 class Pools:
-    """The pools of one launch. `cool_down_s` doubles with every failure in a row, up to ten minutes."""
+    """The pools of one launch, known by instance type and zone.
 
-    def __init__(self, plans: Sequence[PoolPlan], cool_down_s: float) -> None:
-        self.plans = tuple(plans)
+    `cool_down_s` doubles with every failure in a row, up to ten minutes.
+    """
+
+    def __init__(self, pools: Sequence[Pool], cool_down_s: float) -> None:
+        self.all = tuple(pools)
         self._first_s = cool_down_s
         self._closed_until_s: dict[tuple[str, str], float] = {}
         self._failures: dict[tuple[str, str], int] = {}
         self._whys: dict[tuple[str, str], str] = {}
 
-    def open(self, now_s: float) -> list[PoolPlan]:
+    def open(self, now_s: float) -> list[Pool]:
         """Those that may be asked, in the order they were given."""
-        return [plan for plan in self.plans if self._closed_until_s.get(_key(plan), 0.0) <= now_s]
+        return [pool for pool in self.all if self._closed_until_s.get(_key(pool), 0.0) <= now_s]
 
     def failed(self, instance_type: str, zone: str, why: str, now_s: float) -> None:
         """A pool had nothing, or took back what it gave."""
@@ -39,31 +42,31 @@ class Pools:
     def next_open_s(self, now_s: float) -> float:
         """Seconds until a pool may be asked (again)."""
         return min(
-            (max(0.0, self._closed_until_s.get(_key(plan), 0.0) - now_s) for plan in self.plans), default=0.0
+            (max(0.0, self._closed_until_s.get(_key(pool), 0.0) - now_s) for pool in self.all), default=0.0
         )
 
     def shortage(self, now_s: float) -> str:
         """Why nothing can be rented now, in words for a person; empty if a pool is open."""
         if self.open(now_s):
             return ""
-        whys = {self._whys.get(_key(plan), "") for plan in self.plans}
+        whys = {self._whys.get(_key(pool), "") for pool in self.all}
         return (
-            f"no capacity in {_names(self.plans)} ({'; '.join(sorted(whys))}); "
+            f"no capacity in {_names(self.all)} ({'; '.join(sorted(whys))}); "
             f"asking again in {self.next_open_s(now_s):.0f} s"
         )
 
-    def of(self, instance_type: str, zone: str) -> PoolPlan | None:
+    def of(self, instance_type: str, zone: str) -> Pool | None:
         """The pool of an instance."""
-        return next((plan for plan in self.plans if _key(plan) == (instance_type, zone)), None)
+        return next((pool for pool in self.all if _key(pool) == (instance_type, zone)), None)
 
 
-def _key(plan: PoolPlan) -> tuple[str, str]:
-    return plan.pool.instance_type, plan.pool.zone
+def _key(pool: Pool) -> tuple[str, str]:
+    return pool.instance_type, pool.zone
 
 
-def _names(plans: Iterable[PoolPlan]) -> str:
+def _names(pools: Iterable[Pool]) -> str:
     """`g5.xlarge in us-east-1a, us-east-1b; ...`"""
     zones: dict[str, list[str]] = {}
-    for plan in plans:
-        zones.setdefault(plan.pool.instance_type, []).append(plan.pool.zone)
+    for pool in pools:
+        zones.setdefault(pool.instance_type, []).append(pool.zone)
     return "; ".join(f"{name} in {', '.join(found)}" for name, found in zones.items())

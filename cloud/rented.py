@@ -1,0 +1,155 @@
+"""What every rented fleet needs, whichever the cloud: requests that are never lost, looks that are fresh."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cloud.pools import Pools
+from cloud.provider import CloudError, MaybeStillRunningError
+from cloud.settings import FleetSettings, RentedTimes
+from cloud.types import Instance, InstanceState, LaunchReply, Pool, SshTarget
+
+_FRESH_S = 1.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An instance as the API showed it last, how it is reached, and whether the cloud took it back."""
+
+    instance: Instance
+    public_ip: str
+    private_ip: str
+    ssh_port: int
+    taken: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the API says that it is gone."""
+        return self.instance.state is InstanceState.TERMINATED
+
+
+class RentedProvider(ABC):
+    """A SpotProvider around the blocking calls of one cloud's API, which run in threads.
+
+    `smallest` is how many instances the first request must bring at least: the smallest useful pipeline.
+    `in_flight_s` is how long the end waits for a request that is under way.
+    """
+
+    name: str
+    in_flight_s: float
+
+    def __init__(
+        self,
+        settings: FleetSettings,
+        times: RentedTimes,
+        pools: Sequence[Pool],
+        smallest: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._common, self._patience = settings, times
+        self._pools = Pools(pools, times.cool_down_s)
+        self._smallest, self._clock = smallest, clock
+        self._lock = threading.Lock()
+        self._seen: dict[str, Seen] = {}  # by name
+        self._looked_s = 0.0
+        self._replies: dict[str, LaunchReply] = {}
+        self._in_flight: set[asyncio.Task[Any]] = set()
+        self._closing = False
+
+    # --- what a cloud does
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Make, or find, what launches need."""
+
+    @abstractmethod
+    def _launch(self, count: int, token: str) -> LaunchReply:
+        """Rent up to `count` now."""
+
+    @abstractmethod
+    def _look(self) -> None:
+        """Bring `_seen` up to date with the API."""
+
+    @abstractmethod
+    def _terminate(self, names: Sequence[str]) -> None:
+        """Ask for the end of these."""
+
+    @abstractmethod
+    def _end(self) -> None:
+        """Terminate everything of this launch and wait for the API's word."""
+
+    @abstractmethod
+    def _keys(self) -> tuple[str, str]:
+        """Our private SSH key, and the public half of the nodes' host key."""
+
+    # --- what is the same everywhere
+
+    async def request(self, count: int, token: str) -> LaunchReply:
+        """Rent up to `count`. A cancelled request goes on by itself: `close` waits for what it brings."""
+        if token in self._replies:
+            return self._replies[token]
+        if self._closing:
+            return LaunchReply((), count, "the provider is being closed")
+        task = asyncio.create_task(asyncio.to_thread(self._launch, count, token))
+        self._in_flight.add(task)
+        task.add_done_callback(self._in_flight.discard)
+        self._replies[token] = await asyncio.shield(task)
+        return self._replies[token]
+
+    async def wait_for_capacity(self, timeout_s: float) -> None:
+        """Until a pool's time of rest is over."""
+        pause_s = self._pools.next_open_s(self._clock())
+        await asyncio.sleep(min(timeout_s, pause_s if pause_s > 0 else self._patience.describe_s))
+
+    async def describe(self) -> Sequence[Instance]:
+        """What the API says, at most a second old."""
+        if self._clock() - self._looked_s >= _FRESH_S:
+            self._looked_s = self._clock()
+            await asyncio.to_thread(self._look)
+        return [one.instance for one in self._seen.values()]
+
+    def ssh_target(self, instance: Instance) -> SshTarget:
+        """The public address, with the host key that the instance was born with.
+
+        Raises:
+            CloudError: it has no address yet.
+        """
+        one = self._seen.get(instance.name)
+        address = one.public_ip or one.private_ip if one is not None else ""
+        if one is None or not address:
+            raise CloudError(f"{self.name}: {instance.name} has no address yet")
+        private, host_public = self._keys()
+        return SshTarget(address, one.ssh_port, self._common.user, private, host_public)
+
+    def private_address(self, instance: Instance) -> str:
+        """The address at which other nodes reach it."""
+        one = self._seen.get(instance.name)
+        return one.private_ip if one is not None else ""
+
+    async def terminate(self, names: Sequence[str]) -> None:
+        """Ask for the end of these."""
+        await asyncio.to_thread(self._terminate, list(names))
+        self._looked_s = 0.0
+
+    async def close(self) -> None:
+        """Terminate everything of this launch, requests in flight included, and wait for the API's word.
+
+        Raises:
+            MaybeStillRunningError: the API did not say that all of it is gone.
+        """
+        self._closing = True
+        if self._in_flight:
+            done, late = await asyncio.wait(self._in_flight, timeout=self.in_flight_s)
+            for task in done:
+                task.exception()
+            if late:
+                raise MaybeStillRunningError(
+                    f"{self.name} close: a launch is still under way; run `parcae down` in a minute"
+                )
+        await asyncio.to_thread(self._end)
+        self._looked_s = self._clock() + 1e9  # nothing is left to look at

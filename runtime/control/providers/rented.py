@@ -1,0 +1,212 @@
+"""What the jobs on rented machines have in common: the choice of a machine, patience, and how nodes start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import asyncssh
+
+from cloud.rented import RentedProvider
+from cloud.settings import FleetSettings, RentedTimes
+from cloud.types import Instance, Pool
+from runtime.control import ssh
+from runtime.control.deploy import PushedSources
+from runtime.control.job import LaunchRequest
+from runtime.control.node_link import LinkTimes
+from runtime.control.planner import first_plan, planner_config
+from runtime.control.providers import ProviderSetup
+from runtime.planning.errors import InputError
+from runtime.planning.model import ModelSpec
+from runtime.planning.profile import Profile, estimated_profile
+
+SWEEP_WITHIN_S = 600.0
+_LOG_LINES = 40
+_STATE_TIMEOUT_S = 10.0
+Settings = TypeVar("Settings", bound=FleetSettings)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A kind of machine that could be rented: its name, its pools (the best first), the model on it."""
+
+    name: str
+    pools: tuple[Pool, ...]
+    spec: ModelSpec
+
+    @property
+    def dearest_usd_per_hour(self) -> float:
+        """Of one node, where it costs most."""
+        return max(pool.spot_usd_per_hour for pool in self.pools)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The candidate that was chosen, and how many nodes the user's limits allow."""
+
+    candidate: Candidate
+    profile: Profile
+    wanted: int
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model as it trains there."""
+        return self.candidate.spec
+
+    @property
+    def smallest(self) -> int:
+        """The fewest nodes that can train."""
+        return self.profile.fewest_nodes or 1
+
+
+def read_settings(kind: type[Settings], request: LaunchRequest) -> Settings:
+    """The request's fleet.
+
+    Raises:
+        InputError: a key is wrong.
+    """
+    try:
+        return kind.parse(request.fleet)
+    except ValueError as error:
+        raise InputError(
+            f"the settings of --cloud {request.cloud} (--fleet, templates/fleets): {error}"
+        ) from error
+
+
+def choose(request: LaunchRequest, candidates: Iterable[Candidate]) -> Choice:
+    """What trains most samples per dollar with the wanted number of nodes.
+
+    Raises:
+        InputError: no candidate can hold the model; the message shows the arithmetic for each.
+    """
+    refusals: list[str] = []
+    best, best_value = None, -1.0
+    for one in candidates:
+        wanted = _affordable(request, one.dearest_usd_per_hour)
+        profile = estimated_profile(one.spec, max(wanted, 1))
+        layout = profile.best(wanted)
+        if layout is None:
+            refusals.append(_refusal(one, profile, wanted, request))
+            continue
+        cheapest = min(pool.spot_usd_per_hour for pool in one.pools)
+        value = profile.samples_per_s(layout) / max(cheapest * layout.positions, 1e-9)
+        if value > best_value:
+            best, best_value = Choice(one, profile, wanted), value
+    if best is None:
+        raise InputError(f"{request.model} cannot be trained there: {'; '.join(refusals)}")
+    return best
+
+
+def _affordable(request: LaunchRequest, usd_per_hour: float) -> int:
+    if request.max_usd_per_hour is None or usd_per_hour <= 0:
+        return request.nodes
+    return min(request.nodes, int(request.max_usd_per_hour / usd_per_hour))
+
+
+def _refusal(one: Candidate, profile: Profile, wanted: int, request: LaunchRequest) -> str:
+    if wanted < request.nodes and not wanted:
+        price = one.dearest_usd_per_hour
+        return f"{one.name}: one costs {price:g} USD an hour, --max-price-per-hour is below"
+    if not profile.refused:
+        needed = profile.fewest_nodes
+        return f"{one.name}: needs at least {needed} nodes, {wanted} are wanted or affordable"
+    deepest = max(profile.refused, key=lambda layout: (layout.stages, -layout.pipelines))
+    return f"{one.name} with {wanted} nodes: {profile.refused[deepest]}"
+
+
+def rented_setup(
+    provider: RentedProvider, times: RentedTimes, choice: Choice, agent_start: BootedNode
+) -> ProviderSetup:
+    """How a job treats machines that it rents. Nodes cannot reach this machine but through SSH."""
+    return ProviderSetup(
+        provider,
+        link_times=LinkTimes(
+            grace_s=times.grace_s,
+            boot_s=times.boot_s,
+            agent_start_s=60.0,
+            retry_s=times.retry_s,
+            lease_s=times.lease_s,
+            poll_s=times.notice_poll_s,
+            close_s=times.close_s + 120.0,
+        ),
+        poll_s=times.describe_s,
+        anchor_reachable=False,
+        agent_start=agent_start,
+        spec=choice.spec,
+        wanted=choice.wanted,
+    )
+
+
+def expectation(request: LaunchRequest, choice: Choice) -> dict[str, Any]:
+    """The part of a plan that no cloud decides: nodes, layout, and what to expect of them.
+
+    Raises:
+        InputError: there is no layout for so many nodes.
+    """
+    wanted, profile = choice.wanted, choice.profile
+    layout, liveput = first_plan(planner_config(request, choice.spec, wanted, 1.0))
+    if layout is None:
+        raise InputError(f"{request.model}: no layout for {wanted} nodes; {choice.smallest} are the fewest")
+    step_s = profile.iteration_s[layout]
+    hours = request.steps * step_s / 3600
+    usd_per_hour = choice.candidate.pools[0].spot_usd_per_hour * wanted
+    return {
+        "nodes": wanted,
+        "smallest_fleet": choice.smallest,
+        "layout": str(layout),
+        "expected": {
+            "step_s": step_s,
+            "hours": hours,
+            "usd": hours * usd_per_hour,
+            "usd_per_hour": usd_per_hour,
+            "samples_per_s": profile.samples_per_s(layout),
+            "liveput": liveput,
+            "note": "time and cost for a fleet that nothing happens to, by assumed speeds of the GPU",
+        },
+    }
+
+
+def launch_files(folders: Iterable[Path]) -> list[Path]:
+    """Those of the launches' records that exist."""
+    return [path for folder in folders if (path := folder / "launch.json").exists()]
+
+
+@dataclass(frozen=True)
+class BootedNode:
+    """Waits for a node's bootstrap, then starts agents there from our own sources.
+
+    `ready`, `failed` and `log` are the files in which the bootstrap says how it went, as a shell names them.
+    `environment` is what agents are told beside their name and address.
+    """
+
+    provider: RentedProvider
+    python: str
+    ready: str
+    failed: str
+    log: str
+    environment: Mapping[str, str]
+
+    async def __call__(self, connection: asyncssh.SSHClientConnection, instance: Instance) -> str:
+        """The words that start Python.
+
+        Raises:
+            ssh.BrokenNodeError: the bootstrap failed; the message ends with its log.
+            ssh.CommandError: it is not ready yet.
+        """
+        command = (
+            f"if [ -e {self.failed} ]; then tail -n {_LOG_LINES} {self.log}; exit 9; fi; "
+            f"test -e {self.ready}"
+        )
+        reply = await ssh.run(connection, command, _STATE_TIMEOUT_S)
+        if reply.status == 9:
+            raise ssh.BrokenNodeError(f"the bootstrap of {instance.name} failed: {reply.output.strip()}")
+        if reply.status:
+            raise ssh.CommandError(f"{instance.name} is not ready yet: its bootstrap is at work")
+        told = {
+            "PARCAE_NODE": instance.name,
+            "PARCAE_ADDRESS": self.provider.private_address(instance),
+            **self.environment,
+        }
+        return await PushedSources(self.python, told)(connection, instance)
