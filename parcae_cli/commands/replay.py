@@ -34,7 +34,17 @@ def replay(
     end_minute: Annotated[float | None, typer.Option(min=0, help="Replay up to this minute.")] = None,
     notice: Annotated[float, typer.Option(min=0, help="Seconds that a removal is known before.")] = 0.0,
     boot: Annotated[float, typer.Option(min=0, help="Seconds from rented to ready.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Draws who goes, in traces that only count.")] = 0,
+    fleet: Annotated[int | None, typer.Option(min=1, help="Most instances that are wanted at once.")] = None,
+    seed: Annotated[
+        str, typer.Option(help="Other than 0: draws who goes, and boot times. A range: each of them.")
+    ] = "0",
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="So many seeds, from --seed on: means with their spread.")
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY=V1,V2,..: lookahead, interval, notice, boot or fleet. Several: every pair."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw it: FILE.png, .svg or .html.")] = None,
 ) -> None:
@@ -49,25 +59,36 @@ def replay(
 
     from parcae_cli.render.output import print_json, text_console
     from parcae_cli.render.replay import as_object, comparison_object, comparison_table, replay_view
+    from parcae_cli.render.replay_progress import ReplayProgress
+    from parcae_cli.render.replay_sweep import sweep_object, sweep_view
     from parcae_cli.replay_inputs import read_trace, replay_setup
+    from parcae_cli.replay_options import seeds_of, sweep_of
     from runtime.simulate.compare import compare_forecasters
     from runtime.simulate.replay import POLICIES
-    from runtime.simulate.replay import replay as run
+    from runtime.simulate.sweep import grid, run_grid, varied
 
     policies = POLICIES if policy == "all" else tuple(dict.fromkeys(policy.replace(" ", "").split(",")))
-    whole = read_trace(trace, seed=seed)
-    part = whole.sliced(start_minute, end_minute) if (start_minute, end_minute) != (None, None) else whole
+    draws, swept = seeds_of(seed, seeds), sweep_of(sweep or [])
+    part = read_trace(trace)
+    if (start_minute, end_minute) != (None, None):
+        part = part.sliced(start_minute, end_minute)
+    if fleet is not None:
+        part = part.capped(fleet)
     first = "default" if forecaster == "all" else forecaster
     setup = replay_setup(part, model, costs, first, interval, lookahead, history, notice, boot)
-    with _Progress(shown=not as_json) as progress:
+    cells = grid(swept) if swept else ()
+    for values in cells:
+        varied(setup, values)
+    with ReplayProgress() as progress:
         if forecaster == "all":
             ranking = compare_forecasters(setup, progress)
-        result = run(setup, policies, progress)
+        own, *swept_cells = run_grid(setup, policies, draws, ((), *cells), progress)
+    result = own.result
     if plot is not None:
         if plot.suffix == ".html":
             from parcae_cli.render.replay_page import write_page
 
-            write_page(result, plot)
+            write_page(result, plot, swept_cells)
         else:
             from parcae_cli.render.replay_plot import draw
 
@@ -79,6 +100,8 @@ def replay(
         answer = as_object(result) | ({"note": note} if note else {})
         if forecaster == "all":
             answer["forecasters"] = comparison_object(ranking)
+        if swept:
+            answer["sweep"] = sweep_object(swept_cells)
         print_json(answer)
         return
     console = text_console()
@@ -87,47 +110,7 @@ def replay(
         console.print(f"\n{note}", style="yellow")
     if forecaster == "all":
         console.print(comparison_table(ranking))
+    if swept:
+        console.print(sweep_view(swept_cells))
     if plot is not None:
         console.print(f"\nDrawn: {plot}", soft_wrap=True)
-
-
-class _Progress:
-    """A bar on stderr that appears only when a replay takes over a second, and only on a terminal."""
-
-    AFTER_S = 1.0
-
-    def __init__(self, shown: bool) -> None:
-        import sys
-        import time
-
-        self._clock = time.monotonic
-        self._since_s = self._clock()
-        self._shown = shown and sys.stderr.isatty()
-        self._bar: object | None = None
-        self._tasks: dict[str, object] = {}
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()  # type: ignore[attr-defined]
-
-    def __call__(self, policy: str, share: float) -> None:
-        if not self._shown or self._clock() - self._since_s < self.AFTER_S:
-            return
-        if self._bar is None:
-            from rich.progress import BarColumn, Progress, TextColumn
-
-            from parcae_cli.render.output import text_console
-
-            self._bar = Progress(
-                TextColumn("{task.description:>16}"),
-                BarColumn(),
-                console=text_console(stderr=True),
-                transient=True,
-            )
-            self._bar.start()
-        if policy not in self._tasks:
-            self._tasks[policy] = self._bar.add_task(policy, total=1.0)  # type: ignore[attr-defined]
-        self._bar.update(self._tasks[policy], completed=share)  # type: ignore[attr-defined]

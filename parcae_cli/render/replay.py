@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from parcae_cli.render.trace import sparkline
+from runtime.simulate.sweep import spread
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,6 +32,7 @@ def as_object(result: ReplayResult) -> dict[str, Any]:
         "model": result.model,
         "costs": result.costs,
         "interval_s": result.interval_s,
+        "seeds": list(result.seeds),
         "forecaster": result.forecaster,
         "policies": [
             {
@@ -38,11 +41,13 @@ def as_object(result: ReplayResult) -> dict[str, Any]:
                 "samples_per_s": policy.samples_per_s,
                 "percent_of_ideal": policy.percent_of_ideal,
                 "usd": policy.usd,
+                "usd_by": dict(policy.usd_by),
                 "usd_per_million_units": policy.usd_per_million_units,
                 "unit": result.unit,
                 "gpu_hours": dict(policy.gpu_hours),
                 "migrations": dict(policy.migrations),
                 "layouts": [list(layout) for layout in policy.layouts],
+                **spread_object(policy),
             }
             for policy in result.policies
         ],
@@ -52,6 +57,32 @@ def as_object(result: ReplayResult) -> dict[str, Any]:
             "p95_ms": result.planner.p95_ms,
         },
     }
+
+
+def spread_object(policy: PolicyResult) -> dict[str, Any]:
+    """Over several seeds: each one's figures, and their spread. One seed has none."""
+    if not policy.by_seed:
+        return {}
+    return {
+        "by_seed": [asdict(figures) for figures in policy.by_seed],
+        "spread": {
+            name: asdict(spread(values)) if values else None
+            for name, values in (
+                ("samples", [figures.samples for figures in policy.by_seed]),
+                ("percent_of_ideal", [figures.percent_of_ideal for figures in policy.by_seed]),
+                ("usd_per_million_units", unit_prices(policy)),
+            )
+        },
+    }
+
+
+def unit_prices(policy: PolicyResult) -> list[float]:
+    """USD per million units of every seed that committed anything."""
+    return [
+        figures.usd_per_million_units
+        for figures in policy.by_seed
+        if figures.usd_per_million_units is not None
+    ]
 
 
 def replay_view(result: ReplayResult) -> RenderableType:
@@ -75,7 +106,8 @@ def replay_view(result: ReplayResult) -> RenderableType:
             f"forecaster: {result.forecaster}"
             if result.planner.decisions
             else ""
-        ),
+        )
+        + (f"; means of {len(result.seeds)} seeds (from-to)" if len(result.seeds) > 1 else ""),
         style="dim",
     )
     return Group(head, spark, "", _policies(result), _hours(result), last)
@@ -85,6 +117,7 @@ def _policies(result: ReplayResult) -> Table:
     table = _table("policy")
     for title in ("samples", "/s", "% of ideal", "USD", f"USD/M {result.unit}s", "migrations"):
         table.add_column(title, justify="right")
+    several = len(result.seeds) > 1
     best = max((p.samples for p in result.policies if p.name not in ("ideal", "on-demand")), default=0.0)
     for policy in result.policies:
         unit_price = policy.usd_per_million_units
@@ -93,7 +126,7 @@ def _policies(result: ReplayResult) -> Table:
             policy.name,
             f"{policy.samples:,.0f}",
             f"{policy.samples_per_s:,.1f}",
-            f"{policy.percent_of_ideal:.1f}",
+            f"{policy.percent_of_ideal:.1f}" + (f" {_from_to(policy)}" if several else ""),
             f"{policy.usd:,.2f}",
             "-" if unit_price is None else f"{unit_price:.3g}",
             _migrations(policy),
@@ -104,7 +137,13 @@ def _policies(result: ReplayResult) -> Table:
 
 def _migrations(policy: PolicyResult) -> str:
     total = sum(policy.migrations.values())
-    return f"{total}" if total else "-"
+    return f"{total:.4g}" if total else "-"
+
+
+def _from_to(policy: PolicyResult) -> str:
+    """The least and the most percent of ideal over the seeds."""
+    over = spread([figures.percent_of_ideal for figures in policy.by_seed])
+    return f"({over.low:.1f}-{over.high:.1f})"
 
 
 def _hours(result: ReplayResult) -> Table:

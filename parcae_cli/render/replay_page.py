@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from io import StringIO
 from pathlib import Path
@@ -11,6 +12,7 @@ from parcae_cli.render.replay_plot import figure_of
 
 if TYPE_CHECKING:
     from runtime.simulate.replay import PolicyResult, ReplayResult
+    from runtime.simulate.sweep import Cell
 
 CATEGORY_COLOURS = {
     "effective": "#0b6e4f",
@@ -39,7 +41,7 @@ details summary{cursor:pointer;color:#0b6e4f;margin:.6rem 0}
 """
 
 
-def write_page(result: ReplayResult, path: Path) -> None:
+def write_page(result: ReplayResult, path: Path, cells: Sequence[Cell] = ()) -> None:
     """Write the page: it needs no other file and no network."""
     path.write_text(page(result), encoding="utf-8")
 

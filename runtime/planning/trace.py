@@ -146,6 +146,46 @@ class Trace:
                 later.append(replace(event, time_s=event.time_s - start_s))
         return Trace(self.name, (*(TraceEvent(0.0, ADD, name) for name in present), *later), end_s - start_s)
 
+    def capped(self, most: int) -> Trace:
+        """What a job gets of it that never wants more than `most` instances at once (1 or more).
+
+        An offer is left alone while the fleet is full, and taken up when a place becomes free and it is still
+        there.
+        """
+        held: dict[str, None] = {}
+        offered: dict[str, None] = {}
+        events: list[TraceEvent] = []
+        for time_s, group in self.lives.instants:
+            for event in group:
+                if event.action == ADD:
+                    offered[event.name] = None
+                elif event.name in held:
+                    del held[event.name]
+                    events.append(event)
+                else:
+                    del offered[event.name]
+            for name in list(offered)[: most - len(held)]:
+                del offered[name]
+                held[name] = None
+                events.append(TraceEvent(time_s, ADD, name))
+        return Trace(self.name, tuple(events), self.end_s)
+
+    def redrawn(self, seed: int) -> Trace:
+        """The same losses and gains at the same times, but who is lost is drawn anew, all alike likely."""
+        draw = random.Random(seed)
+        present: list[str] = []
+        events: list[TraceEvent] = []
+        for _, group in self.lives.instants:
+            there = len(present)
+            for event in group:
+                if event.action == ADD:
+                    present.append(event.name)
+                    events.append(event)
+                else:
+                    there -= 1  # never one that came at this very moment
+                    events.append(replace(event, name=present.pop(draw.randint(0, there))))
+        return Trace(self.name, tuple(events), self.end_s)
+
     @cached_property
     def statistics(self) -> TraceStatistics:
         """The trace in numbers."""

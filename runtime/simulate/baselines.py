@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from math import sqrt
 
 from runtime.planning.costs import Change, CostModel
 from runtime.planning.profile import Profile
-from runtime.planning.trace import ADD, Trace
+from runtime.planning.trace import ADD, KILL, Trace
 from runtime.planning.types import Layout, MigrationKind
 from runtime.simulate.account import CHECKPOINTING, EFFECTIVE, LOST, MIGRATING, REDUNDANT
 from runtime.simulate.fleet import FleetRun
@@ -18,33 +20,44 @@ MOST_HOLES = 0.25  # share of a pipeline's nodes that may be missing while their
 
 @dataclass(frozen=True)
 class Stretch:
-    """Time between two changes of the fleet, and what the first of them brought."""
+    """Time between two changes of the fleet, and what the first of them brought.
+
+    `held` instances are paid for, `ready` of them have booted. `gone` and `came` are names of ready ones.
+    """
 
     start_s: float
     end_s: float
     held: int
-    losses: int
-    gains: int
+    ready: int
     gone: tuple[str, ...]
     came: tuple[str, ...]
 
 
-def stretches(trace: Trace) -> list[Stretch]:
-    """The trace as stretches of constant availability."""
-    found: list[Stretch] = []
-    held = 0
+def stretches(trace: Trace, boot_of: Callable[[str], float] = lambda name: 0.0) -> list[Stretch]:
+    """The trace as stretches in which nothing changes, every instance ready `boot_of` its name later."""
     trace = trace.lives
-    ends = [time_s for time_s, _ in trace.instants[1:]] + [trace.end_s]
-    if not trace.instants:
-        return [Stretch(0.0, trace.end_s, 0, 0, 0, (), ())]
-    if trace.instants[0][0] > 0:
-        found.append(Stretch(0.0, trace.instants[0][0], 0, 0, 0, (), ()))
-    for (time_s, events), end_s in zip(trace.instants, ends, strict=True):
-        came = tuple(event.name for event in events if event.action == ADD)
-        gone = tuple(event.name for event in events if event.action != ADD)
-        held += len(came) - len(gone)
-        if end_s > time_s:
-            found.append(Stretch(time_s, end_s, held, len(gone), len(came), gone, came))
+    ends_s = {event.name: event.time_s for event in trace.events if event.action != ADD}
+    held: Counter[float] = Counter({0.0: 0, trace.end_s: 0})
+    came: defaultdict[float, list[str]] = defaultdict(list)
+    gone: defaultdict[float, list[str]] = defaultdict(list)
+    for event in trace.events:
+        if event.action == ADD:
+            held[event.time_s] += 1
+            ready_s = event.time_s + boot_of(event.name)
+            if ready_s < min(ends_s.get(event.name, trace.end_s), trace.end_s):
+                came[ready_s].append(event.name)
+                if event.name in ends_s:
+                    gone[ends_s[event.name]].append(event.name)
+        else:
+            held[event.time_s] -= 1
+    found: list[Stretch] = []
+    paid, ready = 0, 0
+    times = sorted({*held, *came, *gone})
+    for time_s, until_s in pairwise(times):
+        paid += held[time_s]
+        ready += len(came[time_s]) - len(gone[time_s])
+        if time_s < trace.end_s:
+            found.append(Stretch(time_s, until_s, paid, ready, tuple(gone[time_s]), tuple(came[time_s])))
     return found
 
 
@@ -74,7 +87,13 @@ def on_demand(profile: Profile, nodes: int, hours: float) -> FleetRun:
     return run
 
 
-def checkpoint(profile: Profile, costs: CostModel, trace: Trace, notice_s: float = 0.0) -> FleetRun:
+def checkpoint(
+    profile: Profile,
+    costs: CostModel,
+    trace: Trace,
+    notice_s: float = 0.0,
+    boot_of: Callable[[str], float] = lambda name: 0.0,
+) -> FleetRun:
     """Restart from a checkpoint at every change (Varuna, EuroSys'22).
 
     The fastest layout for what is there; everybody restarts and loads. Checkpoints are written every sqrt(2 w
@@ -93,11 +112,15 @@ def checkpoint(profile: Profile, costs: CostModel, trace: Trace, notice_s: float
     debt_s = 0.0  # what is left of a restart
     redo_s = 0.0  # and of the work to be done again
     started = False
-    for stretch in stretches(trace):
-        best = profile.best(stretch.held)
-        broken = layout is not None and (
-            stretch.losses > 0 if layout.positions > stretch.held else _hit(layout, stretch)
-        )
+    killed = {event.name for event in trace.lives.events if event.action == KILL}
+    present: dict[str, None] = {}
+    members: frozenset[str] = frozenset()
+    for stretch in stretches(trace, boot_of):
+        for name in stretch.gone:
+            del present[name]
+        present.update(dict.fromkeys(stretch.came))
+        best = profile.best(stretch.ready)
+        broken = not members.isdisjoint(stretch.gone)
         worth = best is not None and best != layout
         if layout is not None and best is not None and not broken and worth:
             gain = (profile.samples_per_s(best) - profile.samples_per_s(layout)) * between_changes_s
@@ -105,18 +128,23 @@ def checkpoint(profile: Profile, costs: CostModel, trace: Trace, notice_s: float
                 profile, best
             )
             worth = gain > profile.samples_per_s(best) * price_s
-        if best is None and (broken or layout is None):
-            layout, debt_s, redo_s = None, 0.0, 0.0
+        saved = True
+        if broken:
+            assert layout is not None
+            unseen = not killed.isdisjoint(members.intersection(stretch.gone))
+            saved = notice_s >= costs.checkpoint_write_s(profile, layout) and not unseen
+            redo_s += 0.0 if saved else since_s
+            since_s = 0.0
+        if best is None:
+            layout, members, debt_s = None, frozenset(), 0.0
             account.spend(stretch.start_s, stretch.end_s, stretch.held)
             continue
         if broken or layout is None or worth:
-            assert best is not None
             write_s = costs.checkpoint_write_s(profile, layout or best)
-            saved = not broken or notice_s >= write_s
-            redo_s = redo_s + (0.0 if saved or not started else since_s)
-            debt_s = costs.checkpoint_restart_s(profile, best, stretch.gains > 0 or not started)
-            debt_s += write_s if started and saved else 0.0
+            debt_s = costs.checkpoint_restart_s(profile, best, bool(stretch.came) or not started)
+            debt_s += write_s if layout is not None and saved else 0.0
             layout, since_s, started = best, 0.0, True
+            members = frozenset(list(present)[: best.positions])
             run.migrations[MigrationKind.ROLLBACK] += 1
         write_s = costs.checkpoint_write_s(profile, layout)
         every_s = max(profile.iteration_s[layout], sqrt(2 * write_s * between_losses_s))
@@ -144,15 +172,6 @@ def checkpoint(profile: Profile, costs: CostModel, trace: Trace, notice_s: float
     return run
 
 
-def _hit(layout: Layout, stretch: Stretch) -> bool:
-    """Whether losses hit members: spares go first only by luck, so any loss beyond chance counts as a hit."""
-    if not stretch.losses:
-        return False
-    before = stretch.held + stretch.losses - stretch.gains
-    # the chance that only spares are hit, as a yes or no: more likely hit than not
-    return layout.positions * stretch.losses * 2 >= before
-
-
 @dataclass(frozen=True)
 class RedundancyModel:
     """What redundant computation costs: the share of a step's time that it adds (Bamboo, NSDI'23)."""
@@ -162,7 +181,13 @@ class RedundancyModel:
     stages: int
 
 
-def redundancy(profile: Profile, model: RedundancyModel, costs: CostModel, trace: Trace) -> FleetRun:
+def redundancy(
+    profile: Profile,
+    model: RedundancyModel,
+    costs: CostModel,
+    trace: Trace,
+    boot_of: Callable[[str], float] = lambda name: 0.0,
+) -> FleetRun:
     """Fixed depth; every node also computes its successor's stage, so pipelines survive a loss (Bamboo).
 
     A pipeline that lost a node goes on through the neighbour until a spare takes the place; two neighbours
@@ -175,7 +200,7 @@ def redundancy(profile: Profile, model: RedundancyModel, costs: CostModel, trace
     spares: list[str] = []
     debt_s = 0.0
     started = False
-    for stretch in stretches(trace):
+    for stretch in stretches(trace, boot_of):
         pause_s = 0.0
         gone = set(stretch.gone)
         spares = [name for name in spares if name not in gone] + list(stretch.came)
@@ -241,17 +266,18 @@ def _thin(run: FleetRun, profile: Profile, model: RedundancyModel, stretch: Stre
 
     With more than a quarter missing two neighbours are more likely missing than not, and then nothing runs.
     """
-    if stretch.held < (1 - MOST_HOLES) * model.stages:
+    if stretch.ready < (1 - MOST_HOLES) * model.stages:
         run.account.spend(stretch.start_s, stretch.end_s, stretch.held)
         return
     layout, share = Layout(1, model.stages), 1 / (1 + model.overhead)
+    working = min(stretch.ready, model.stages)
     run.account.spend(
         stretch.start_s,
         stretch.end_s,
         stretch.held,
         layout,
         profile.samples_per_s(layout) * share / 2,
-        {EFFECTIVE: stretch.held * share, REDUNDANT: stretch.held * (1 - share)},
+        {EFFECTIVE: working * share, REDUNDANT: working * (1 - share)},
     )
 
 

@@ -72,15 +72,15 @@ def replay_fleet(
     config: ControllerConfig,
     trace: Trace,
     notice_s: float = 0.0,
-    boot_s: float = 0.0,
+    boot_s: float | Callable[[str], float] = 0.0,
     tick: Callable[[float], None] | None = None,
 ) -> FleetRun:
     """Run the controller through a trace.
 
     A removal takes effect at the trace's time and is known `notice_s` before it (never before the instance
     is there); the controller is told when it must act. A kill is never noticed. An instance joins `boot_s`
-    after it is added, and is paid for from the start. `tick` is told the time now and then, for a progress
-    bar.
+    (a time, or a function of its name) after it is added, and is paid for from the start. `tick` is told the
+    time now and then, for a progress bar.
     """
     run = FleetRun()
     state = initial_state(config)
@@ -146,20 +146,21 @@ def replay_fleet(
 
 
 def _agenda(
-    trace: Trace, interval_s: float, notice_s: float, boot_s: float
+    trace: Trace, interval_s: float, notice_s: float, boot_s: float | Callable[[str], float]
 ) -> list[tuple[float, int, str, str]]:
     """What happens when, as a heap of (time_s, order within the time, what, instance)."""
     agenda: list[tuple[float, int, str, str]] = []
-    added_s: dict[str, float] = {}
+    joins_s: dict[str, float] = {}
     for event in trace.lives.events:
         if event.action == ADD:
-            added_s[event.name] = event.time_s
+            booting_s = boot_s(event.name) if callable(boot_s) else boot_s
+            joins_s[event.name] = event.time_s + booting_s
             agenda.append((event.time_s, 0, "held", event.name))
-            agenda.append((event.time_s + boot_s, 2, "join", event.name))
+            agenda.append((joins_s[event.name], 2, "join", event.name))
         else:
             agenda.append((event.time_s, 1, "gone", event.name))
             if notice_s > 0 and event.action != KILL:
-                noticed_s = max(event.time_s - notice_s, added_s[event.name] + boot_s)
+                noticed_s = max(event.time_s - notice_s, joins_s[event.name])
                 if noticed_s < event.time_s:
                     agenda.append((noticed_s, 3, "notice", event.name))
     ticks = int(trace.end_s // interval_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from statistics import median
@@ -33,11 +34,15 @@ CONTROLLED = ("parcae", "parcae-oracle", "reactive", "offline-optimum")
 # Bamboo's depth where the template does not say: enough for the model, and half as much again for the
 # redundancy.
 REDUNDANT_DEPTH = 1.5
+BOOT_SIGMA = 0.25  # an assumption: nobody publishes the spread of boot times
 
 
 @dataclass(frozen=True)
 class ReplaySetup:
-    """Everything that a replay depends on. `notice_s` is how long before a removal it is known."""
+    """Everything that a replay depends on. `notice_s` is how long before a removal it is known.
+
+    `seed` 0 takes the trace and the boot time as they are; `seeded` makes the set-up of another.
+    """
 
     trace: Trace
     model: ModelSpec
@@ -51,6 +56,21 @@ class ReplaySetup:
     boot_s: float = 0.0
     redundancy_overhead: float = 0.2
     anchor_usd_per_hour: float = 0.0
+    seed: int = 0
+
+    def seeded(self, seed: int) -> ReplaySetup:
+        """The same with other luck: who is hit by each loss, and how long each instance takes to boot."""
+        return self if seed == 0 else replace(self, trace=self.trace.redrawn(seed), seed=seed)
+
+    def boot_of(self, instance: str) -> float:
+        """Seconds that an instance takes to boot.
+
+        With a seed they are drawn: log-normal about the mean, with a coefficient of variation of a quarter.
+        """
+        if self.seed == 0 or not self.boot_s:
+            return self.boot_s
+        draw = random.Random(f"{self.seed} {instance}")
+        return self.boot_s * draw.lognormvariate(-(BOOT_SIGMA**2) / 2, BOOT_SIGMA)
 
     @property
     def max_nodes(self) -> int:
@@ -59,20 +79,38 @@ class ReplaySetup:
 
 
 @dataclass(frozen=True)
+class SeedFigures:
+    """How a policy fared with one seed."""
+
+    seed: int
+    samples: float
+    percent_of_ideal: float
+    usd_per_million_units: float | None
+
+
+@dataclass(frozen=True)
 class PolicyResult:
-    """How one policy fared. `usd_per_million_units` is None where nothing was committed."""
+    """How one policy fared. `usd_per_million_units` is None where nothing was committed.
+
+    `usd_by` splits `usd` into spot instances, on-demand instances and the anchor. `by_seed` has the figures
+    of each seed where there were several: then the others are means, and the segments, layouts and log are
+    those of the first seed.
+    """
 
     name: str
     samples: float
+    units: float
     samples_per_s: float
     percent_of_ideal: float
     usd: float
+    usd_by: Mapping[str, float]
     usd_per_million_units: float | None
     gpu_hours: Mapping[str, float]
-    migrations: Mapping[str, int]
+    migrations: Mapping[str, float]
     layouts: tuple[tuple[float, int, int], ...]
     segments: tuple[Segment, ...]
     log: tuple[LoggedDecision, ...]
+    by_seed: tuple[SeedFigures, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,6 +137,7 @@ class ReplayResult:
     interval_s: float
     policies: tuple[PolicyResult, ...]
     planner: PlannerTimes
+    seeds: tuple[int, ...] = (0,)
 
 
 def replay(
@@ -132,6 +171,7 @@ def replay(
         interval_s=setup.interval_s,
         policies=results,
         planner=_times(timed.decision_ms),
+        seeds=(setup.seed,),
     )
 
 
@@ -157,9 +197,9 @@ class _Runner:
         if name == "on-demand":
             return on_demand(setup.profile, setup.max_nodes, setup.trace.end_s / 3600)
         if name == "checkpoint":
-            return checkpoint(setup.profile, setup.costs, setup.trace, setup.notice_s)
+            return checkpoint(setup.profile, setup.costs, setup.trace, setup.notice_s, setup.boot_of)
         if name == "redundancy":
-            return redundancy(*_redundant(setup), setup.costs, setup.trace)
+            return redundancy(*_redundant(setup), setup.costs, setup.trace, setup.boot_of)
         if name == "offline-optimum":
             return self._hindsight()
         return self._controlled(name, self._config(name))
@@ -213,7 +253,7 @@ class _Runner:
             if progress is not None:
                 progress(name, now_s / setup.trace.end_s)
 
-        return replay_fleet(config, setup.trace, setup.notice_s, setup.boot_s, tick)
+        return replay_fleet(config, setup.trace, setup.notice_s, setup.boot_of, tick)
 
 
 def _redundant(setup: ReplaySetup) -> tuple[Profile, RedundancyModel]:
@@ -235,16 +275,22 @@ def _result(setup: ReplaySetup, name: str, run: FleetRun, bound: float) -> Polic
     account, price = run.account, setup.model.price
     hours = account.hours()
     rented = sum(hours.values())
-    usd = rented * (price.on_demand_usd_per_hour if name == "on-demand" else price.spot_usd_per_hour)
-    if name in CONTROLLED:
-        usd += setup.anchor_usd_per_hour * setup.trace.end_s / 3600
+    bought = name == "on-demand"
+    usd_by = {
+        "spot": 0.0 if bought else rented * price.spot_usd_per_hour,
+        "on_demand": rented * price.on_demand_usd_per_hour if bought else 0.0,
+        "anchor": setup.anchor_usd_per_hour * setup.trace.end_s / 3600 if name in CONTROLLED else 0.0,
+    }
+    usd = sum(usd_by.values())
     units = account.samples * setup.model.units_per_sample
     return PolicyResult(
         name=name,
         samples=account.samples,
+        units=units,
         samples_per_s=account.samples / setup.trace.end_s if setup.trace.end_s else 0.0,
         percent_of_ideal=100 * account.samples / bound if bound else 0.0,
         usd=usd,
+        usd_by=usd_by,
         usd_per_million_units=usd / units * 1e6 if units else None,
         gpu_hours=hours,
         migrations={str(kind): count for kind, count in run.migrations.items()},

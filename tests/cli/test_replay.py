@@ -51,6 +51,7 @@ def test_json_keeps_its_contract(capsys: pytest.CaptureFixture[str]) -> None:
             "samples_per_s",
             "percent_of_ideal",
             "usd",
+            "usd_by",
             "usd_per_million_units",
             "unit",
             "gpu_hours",
@@ -105,6 +106,9 @@ def test_pictures_are_drawn(suffix: str, tmp_path: Path, capsys: pytest.CaptureF
         ((DEMO, "--plot", "/nowhere/x.png"), "there is no folder /nowhere"),
         ((DEMO, "--start-minute", "10", "--end-minute", "5"), "are not a part of its 16 minutes"),
         ((DEMO, "--interval", "0"), "--interval"),
+        ((DEMO, "--sweep", "colour=1,2"), "no key 'colour'; there are lookahead, interval"),
+        ((DEMO, "--sweep", "fleet=0"), "fleet=0: must be a whole number above 0"),
+        ((DEMO, "--seed", "5..1"), "the range is empty"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -114,6 +118,34 @@ def test_bad_input_is_one_line_and_exit_code_2(
     code, out, err = _run(capsys, "replay", *arguments)
     assert (code, out) == (2, "")
     assert said in err and "Traceback" not in err
+
+
+def test_seeds_and_sweeps_add_to_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    """The contract's fields are means then, each seed's figures stand beside them, and cells are listed."""
+    options = ("-m", "gpt-tiny", "-p", "parcae,checkpoint", "--seed", "1..3", "--sweep", "fleet=4,8")
+    code, out, err = _run(capsys, "replay", DEMO, *options, "--json")
+    answer = json.loads(out)
+    assert (code, err, answer["seeds"]) == (0, "", [1, 2, 3])
+    for policy in answer["policies"]:
+        assert [figures["seed"] for figures in policy["by_seed"]] == [1, 2, 3]
+        over = policy["spread"]["samples"]
+        assert over["low"] <= over["mean"] <= over["high"]
+        assert over["mean"] == pytest.approx(policy["samples"])
+        assert policy["usd"] == pytest.approx(sum(policy["usd_by"].values()))
+    assert [cell["values"] for cell in answer["sweep"]] == [{"fleet": 4}, {"fleet": 8}]
+    assert answer["sweep"][1]["policies"][0]["samples"] == answer["policies"][0]["samples"]
+    code, out, _ = _run(capsys, "replay", DEMO, *options)
+    assert code == 0 and "means of 3 seeds" in out and "USD per million tokens" in out
+
+
+def test_a_smaller_fleet_can_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--fleet` caps what is wanted, for every policy."""
+    _, out, _ = _run(
+        capsys, "replay", DEMO, "-m", "gpt-tiny", "-p", "parcae,on-demand", "--fleet", "3", "--json"
+    )
+    answer = json.loads(out)
+    assert answer["trace"]["max_available"] == 3
+    assert max(pipelines * stages for _, pipelines, stages in answer["policies"][0]["layouts"]) <= 3
 
 
 def test_forecasters_can_be_compared(capsys: pytest.CaptureFixture[str]) -> None:
