@@ -7,19 +7,27 @@ from runtime.planning import controller
 from runtime.planning.costs import measured_costs
 from runtime.planning.forecasters import forecaster_named
 from runtime.planning.model import ModelSpec
+from runtime.planning.prior import PriorRates
 from runtime.planning.profile import estimated_profile
 from runtime.planning.types import Layout, NodeJoined, Reconfigure
 
 
 def planner_config(
-    request: LaunchRequest, spec: ModelSpec, wanted: int, time_scale: float
+    request: LaunchRequest,
+    spec: ModelSpec,
+    wanted: int,
+    time_scale: float,
+    prior: PriorRates | None = None,
 ) -> controller.ControllerConfig:
-    """`time_scale` is how many seconds of the cloud's time pass in one of the planner's clock."""
+    """`time_scale` is how many seconds of the cloud's time pass in one of the planner's clock.
+
+    `prior` is what the cloud says of its capacity, where it says something.
+    """
     return controller.ControllerConfig(
         profile=estimated_profile(spec, wanted),
         costs=measured_costs(request.cost_table, "measured.json", spec.device.link_bytes_per_s),
         policy=request.policy,
-        forecaster=forecaster_named(request.forecaster or "default"),
+        forecaster=forecaster_named(request.forecaster or "default", prior, request.interval_s),
         interval_s=request.interval_s / time_scale,
         lookahead=request.lookahead,
         history=request.history,

@@ -8,6 +8,8 @@ from itertools import pairwise
 from math import exp, log
 from typing import Protocol
 
+from runtime.planning.prior import PriorRates
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -85,14 +87,16 @@ class Hazard:
     """Losses and gains come at the rates seen lately, in clusters of the sizes seen lately.
 
     An interval of the past weighs half as much every `half_life` intervals. What was seen is mixed with a
-    guess that weighs `prior_intervals`. Rates are rounded to steps of a few percent, so that tables can be
-    kept.
+    guess that weighs `prior_intervals`, or with `prior` where there is one. Rates are rounded to steps of a
+    few percent, so that tables can be kept.
     """
 
     half_life: float = 120.0
     prior_intervals: float = 60.0
     prior_events: float = 0.1
     largest: int = 4
+    prior: PriorRates | None = None
+    interval_s: float = 60.0
     name: str = "hazard"
 
     def forecast(self, history: Sequence[int], horizon: int, now_s: float) -> Forecast:
@@ -112,11 +116,15 @@ class Hazard:
             masses[max(-self.largest, min(self.largest, change))] += weight
             total += weight
             weight *= decay
+        guess, weight = (self.prior_events, self.prior_events), self.prior_intervals
+        if self.prior is not None:
+            guess = self.prior.events(history[-1] if history else 0, self.interval_s)
+            weight = self.prior.weight_h * 3600 / self.interval_s
         result = []
         for size in range(1, self.largest + 1):
-            prior = self.prior_events * 0.5**size
-            for sign in (-1, 1):
-                mass = (masses[sign * size] + prior * self.prior_intervals) / (total + self.prior_intervals)
+            for sign, events in zip((-1, 1), guess, strict=True):
+                prior = max(events, 1e-9) * 0.5**size
+                mass = (masses[sign * size] + prior * weight) / (total + weight)
                 mass = exp(round(log(mass) * 5) / 5)
                 result.append(Turn(size if sign < 0 else 0, size if sign > 0 else 0, mass))
         quiet = 1.0 - sum(turn.probability for turn in result)

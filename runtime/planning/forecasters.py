@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from runtime.planning.arima import Arima
 from runtime.planning.errors import InputError
 from runtime.planning.forecast import Forecaster, Hazard, LastValue
+from runtime.planning.prior import PriorRates
 
 DEFAULT = "hazard"
 FORECASTERS: dict[str, Callable[[], Forecaster]] = {
@@ -16,8 +18,12 @@ FORECASTERS: dict[str, Callable[[], Forecaster]] = {
 }
 
 
-def forecaster_named(name: str) -> Forecaster:
+def forecaster_named(
+    name: str, prior: PriorRates | None = None, interval_s: float = 60.0
+) -> Forecaster:
     """The forecaster of this name; "default" is the one that does best over many traces.
+
+    `prior` is heeded by those that have a use for it; `interval_s` is in the cloud's time.
 
     Raises:
         InputError: there is none of this name.
@@ -25,4 +31,7 @@ def forecaster_named(name: str) -> Forecaster:
     make = FORECASTERS.get(DEFAULT if name == "default" else name)
     if make is None:
         raise InputError(f"no forecaster {name!r}; there are {', '.join(FORECASTERS)}")
-    return make()
+    made = make()
+    if prior is not None and isinstance(made, Hazard):
+        return replace(made, prior=prior, interval_s=interval_s)
+    return made

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from runtime.planning.errors import InputError
 from runtime.planning.forecast import QUIET, Hazard, LastValue, Oracle, Turn, path_forecast
 from runtime.planning.forecasters import FORECASTERS, forecaster_named
+from runtime.planning.prior import PriorRates
 from runtime.planning.programme import Programme, Step, steps_of
 from tests.planning.fixtures import tables
 
@@ -131,3 +132,18 @@ def test_an_unknown_forecaster_is_refused_with_those_there_are() -> None:
     """By name."""
     with pytest.raises(InputError, match="no forecaster 'crystal'; there are"):
         forecaster_named("crystal")
+
+
+def test_what_the_cloud_says_counts_until_enough_was_seen() -> None:
+    """A prior's losses are forecast at once; hours of quiet outweigh it, and other forecasters ignore it."""
+
+    def losses(history: list[int], prior: PriorRates | None) -> float:
+        made = forecaster_named("hazard", prior)
+        assert isinstance(made, Hazard)
+        return sum(turn.losses * turn.probability for turn in made.turns(history))
+
+    rough = PriorRates(losses_per_instance_hour=0.5, gains_per_instance_hour=0.1, weight_h=2.0)
+    assert losses([10], rough) == pytest.approx(0.5 * 10 / 60, rel=0.35)  # four sizes only, and rounded
+    assert losses([10] * 600, rough) < losses([10], rough) / 1.5
+    assert losses([10], PriorRates(0.0, 0.0, 2.0)) < 1e-6
+    assert forecaster_named("last-value", rough) == LastValue()
