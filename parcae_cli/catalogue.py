@@ -28,7 +28,7 @@ def model_names() -> tuple[str, ...]:
 
 
 def load_model(name: str) -> ModelSpec:
-    """A shipped model by name, or a template of the user's own by path (anything that ends in .toml).
+    """A shipped model by name, or a template of the user's own by path: TOML, or JSON with the same keys.
 
     Raises:
         InputError: there is no such model or file, or it is not a good template.
@@ -69,8 +69,10 @@ def load_fleet(cloud: str, own: str | None = None) -> dict[str, Any]:
 
 
 def _model_path(name: str) -> Path:
-    if name.endswith(".toml"):
-        path = Path(name)
+    path = Path(name)
+    if path.suffix in (".toml", ".json") or "/" in name or path.is_file():
+        if path.is_dir():
+            raise InputError(f"{name}: is a folder; give the template in it")
         if not path.is_file():
             raise InputError(
                 f"{name}: no such file; give a model's name ({', '.join(model_names())}) or a template"
@@ -86,8 +88,20 @@ def _model_path(name: str) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
+        if path.suffix == ".json":
+            return _json(path)
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: is not TOML: {error}") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON: {error}") from error
+    if not isinstance(table, dict):
+        raise InputError(f"{path}: must be a JSON object")
+    return table

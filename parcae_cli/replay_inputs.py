@@ -77,6 +77,11 @@ def replay_setup(
     """A replay's set-up from what the user named. `costs` None: the artifact's where it has the model."""
     spec = load_model(model)
     most = max((count for _, count in trace.counts), default=0)
+    known = read_profile("artifact.json")[0]["models"]
+    if spec.artifact is not None and spec.artifact not in known:
+        raise InputError(
+            f"{model}: profile.artifact: no profile {spec.artifact!r}; there are {', '.join(sorted(known))}"
+        )
     chosen = costs or ("artifact" if spec.artifact else "measured")
     profile, cost_model = profile_and_costs(spec, chosen, max(most, max_nodes or 0))
     baselines, _ = read_profile("baselines.json")

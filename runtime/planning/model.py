@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from runtime.planning.errors import InputError
+from runtime.planning.layout import layout_problem
+from runtime.planning.types import Layout
 
 BYTES_PER_VALUE = {"fp32": 4, "fp16": 2, "bf16": 2}
 FAMILIES = ("gpt", "profile")
@@ -85,7 +87,8 @@ class PriceSpec:
 class ModelSpec:
     """A model template, parsed and checked.
 
-    `gpt` is None for models that can be replayed but not trained. `artifact` names the measured profile.
+    `gpt` is None for models that can be replayed but not trained. `artifact` names the measured profile;
+    `iteration_s` has the template's own measured rows, (pipelines, stages) -> seconds a step.
     `units_per_sample` turns samples into `unit` (tokens or images) where costs are printed.
     """
 
@@ -100,6 +103,7 @@ class ModelSpec:
     unit: str
     units_per_sample: int
     bamboo_layout: tuple[int, int] | None = None
+    iteration_s: Mapping[tuple[int, int], float] = field(default_factory=dict)
 
     @property
     def params(self) -> int:
@@ -201,12 +205,18 @@ def parse_model(data: Mapping[str, Any], source: str) -> ModelSpec:
     unit, units_per_sample = ("token", gpt.seq) if gpt else ("image", 1)
     profile = top.table("profile", required=False)
     artifact, bamboo = None, None
+    rows: dict[tuple[int, int], float] = {}
+    if profile is None and gpt is None:
+        raise top.fail("profile.unit", "is missing; say what a sample counts in: token, image, ..")
     if profile is not None:
         artifact = profile.text("artifact") if "artifact" in profile.data else None
+        if "unit" not in profile.data and (gpt is None or "units_per_sample" in profile.data):
+            raise profile.fail("unit", "is missing; say what a sample counts in: token, image, ..")
         unit = profile.text("unit", unit)
         units_per_sample = profile.count("units_per_sample", units_per_sample)
         if "bamboo_pipelines" in profile.data:
             bamboo = (profile.count("bamboo_pipelines"), profile.count("bamboo_stages"))
+        rows = _measured_rows(profile, len(layers), training.micro_batches)
         profile.no_more()
     device = _device(top.need("device"))
     price_table = top.need("price")
@@ -228,7 +238,29 @@ def parse_model(data: Mapping[str, Any], source: str) -> ModelSpec:
         unit=unit,
         units_per_sample=units_per_sample,
         bamboo_layout=bamboo,
+        iteration_s=rows,
     )
+
+
+def _measured_rows(profile: _Table, layers: int, micro_batches: int) -> dict[tuple[int, int], float]:
+    """The rows [pipelines, stages, milliseconds a step] of `iteration_ms`, in seconds; none if absent."""
+    profile.used.add("iteration_ms")
+    listed = profile.data.get("iteration_ms", [])
+    if not isinstance(listed, list):
+        raise profile.fail("iteration_ms", "must be a list of [pipelines, stages, milliseconds]")
+    rows: dict[tuple[int, int], float] = {}
+    for number, row in enumerate(listed):
+        key = f"iteration_ms[{number}]"
+        if not isinstance(row, list) or len(row) != 3:
+            raise profile.fail(key, f"must be [pipelines, stages, milliseconds], not {row!r}")
+        cells = _Table(
+            dict(zip(("pipelines", "stages", "ms"), row, strict=True)), profile.source, profile.key(key)
+        )
+        layout = (cells.count("pipelines"), cells.count("stages"))
+        if problem := layout_problem(Layout(*layout), layers, micro_batches):
+            raise profile.fail(key, problem)
+        rows[layout] = cells.number("ms", above=0.0) / 1000
+    return rows
 
 
 def gpt_layers(shape: GptShape, dtype: str = "fp32") -> tuple[LayerSpec, ...]:

@@ -168,8 +168,8 @@ def estimated_profile(
 ) -> Profile:
     """A profile for every layout of up to `max_nodes` nodes, from layer costs and memory.
 
-    Rows of `measured` (same model, same device) are kept as they are, and the estimates beside them are
-    scaled by the median ratio of measured to estimated.
+    Rows of `measured` (same model, same device), or else the template's own, are kept as they are, and the
+    estimates beside them are scaled by the median ratio of measured to estimated.
     """
     rows: dict[Layout, float] = {}
     refused: dict[Layout, str] = {}
@@ -180,13 +180,13 @@ def estimated_profile(
             refused[layout] = problem
         else:
             rows[layout] = seconds
-    if measured is not None:
-        ratios = [
-            seconds / rows[layout] for layout, seconds in measured.iteration_s.items() if rows.get(layout)
-        ]
+    known = measured.iteration_s if measured is not None else _own_rows(spec)
+    if known:
+        ratios = [seconds / rows[layout] for layout, seconds in known.items() if rows.get(layout)]
         scale = median(ratios) if ratios else 1.0
         rows = {layout: seconds * scale for layout, seconds in rows.items()}
-        rows.update(measured.iteration_s)
+        rows.update(known)
+        refused = {layout: why for layout, why in refused.items() if layout not in known}
     return Profile(
         name=spec.name,
         mini_batch=spec.training.mini_batch,
@@ -198,6 +198,10 @@ def estimated_profile(
         units_per_sample=spec.units_per_sample,
         refused=refused,
     )
+
+
+def _own_rows(spec: ModelSpec) -> dict[Layout, float]:
+    return {Layout(*layout): seconds for layout, seconds in spec.iteration_s.items()}
 
 
 def all_layouts(spec: ModelSpec, max_nodes: int) -> tuple[Layout, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 from parcae_cli.catalogue import load_model, model_names, templates_folder
 from runtime.planning.errors import InputError
 from runtime.planning.model import parse_model
+from runtime.planning.profile import estimated_profile
+from runtime.planning.types import Layout
 
 TINY: dict[str, Any] = tomllib.loads((templates_folder() / "models/gpt-tiny.toml").read_text())
 
@@ -82,6 +85,42 @@ def test_layers_that_do_not_add_up_are_refused() -> None:
         parse_model(data, "vgg.toml")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"unit": None}, "my.toml: profile.unit: is missing; say what a sample counts in"),
+        ({"iteration_ms": [[1, 2, -4]]}, r"my.toml: profile.iteration_ms\[0\].ms: must be above 0, not -4"),
+        ({"iteration_ms": [[1, 2, 9], [1, 2]]}, r"profile.iteration_ms\[1\]: must be \[pipelines, stages"),
+        ({"iteration_ms": [[1, 99, 9]]}, r"iteration_ms\[0\]: 1x99: 99 stages out of 19 layers"),
+        ({"iteration_ms": [[1, "two", 9]]}, r"iteration_ms\[0\].stages: must be a number, not 'two'"),
+        ({"iteration_ms": 9}, "profile.iteration_ms: must be a list of"),
+        ({"artifact": ""}, "profile.artifact: must be a text"),
+    ],
+)
+def test_a_bad_profile_in_a_template_is_refused_by_file_and_key(
+    changes: dict[str, object], message: str
+) -> None:
+    """Negative times, a missing unit, rows that cannot be."""
+    data = tomllib.loads((templates_folder() / "models/vgg19.toml").read_text())
+    for key, value in changes.items():
+        data["profile"][key] = value
+        if value is None:
+            del data["profile"][key]
+    with pytest.raises(InputError, match=message):
+        parse_model(data, "my.toml")
+
+
+def test_rows_of_a_template_are_kept_and_the_estimates_follow_them() -> None:
+    """A step that was measured at twice the estimate makes every estimate beside it twice as long."""
+    data = tomllib.loads((templates_folder() / "models/vgg19.toml").read_text())
+    plain = estimated_profile(parse_model(data, "my.toml"), 8)
+    seen_ms = 2000 * plain.iteration_s[Layout(2, 4)]
+    data["profile"]["iteration_ms"] = [[2, 4, seen_ms]]
+    fitted = estimated_profile(parse_model(data, "my.toml"), 8)
+    assert fitted.iteration_s[Layout(2, 4)] == pytest.approx(seen_ms / 1000)
+    assert fitted.iteration_s[Layout(1, 4)] == pytest.approx(2 * plain.iteration_s[Layout(1, 4)])
+
+
 def test_a_model_of_the_users_own(tmp_path: Path) -> None:
     """A path that ends in .toml is read; what is not there or not TOML is said."""
     path = tmp_path / "mine.toml"
@@ -92,5 +131,14 @@ def test_a_model_of_the_users_own(tmp_path: Path) -> None:
         load_model(str(path))
     with pytest.raises(InputError, match="no such file"):
         load_model(str(tmp_path / "other.toml"))
+    with pytest.raises(InputError, match="is a folder"):
+        load_model(str(tmp_path))
+    other = tmp_path / "mine.json"
+    other.write_text(json.dumps(TINY))
+    assert load_model(str(other)).params == load_model("gpt-tiny").params
+    for text, said in (("{", "is not JSON"), ("[1]", "must be a JSON object")):
+        other.write_text(text)
+        with pytest.raises(InputError, match=said):
+            load_model(str(other))
     with pytest.raises(InputError, match="no model 'gpt-9'; there are"):
         load_model("gpt-9")

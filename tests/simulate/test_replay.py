@@ -157,15 +157,20 @@ moments = st.lists(
 
 @given(
     moments,
-    st.sampled_from(["gpt-tiny", "vgg19", "bert-large"]),
+    st.sampled_from(["gpt-tiny measured", "vgg19 measured", "vgg19 artifact", "bert-large artifact"]),
     st.sampled_from([0.0, 30.0]),
     st.sampled_from([0.0, 45.0]),
+    st.integers(0, 2),
 )
 @settings(max_examples=25, deadline=None)
 def test_any_trace_can_be_replayed(
-    story: list[tuple[float, int, bool]], model: str, notice_s: float, boot_s: float
+    story: list[tuple[float, int, bool]], case: str, notice_s: float, boot_s: float, seed: int
 ) -> None:
-    """Instances that come and go at any time, come again, or go as they come: the books always balance."""
+    """Instances that come and go at any time, come again, or go as they come: the books always balance.
+
+    For every policy the hours add up to those held, and the money is those hours at their prices.
+    """
+    model, costs = case.split()
     now_s, present, events = 0.0, set[str](), []
     for wait_s, pick, killed in story:
         now_s += wait_s
@@ -176,11 +181,19 @@ def test_any_trace_can_be_replayed(
             events.append(TraceEvent(now_s, "add", name))
         present ^= {name}
     trace = Trace("story", tuple(events), now_s + 100)
-    setup = _setup(trace, model, "measured", notice_s=notice_s, boot_s=boot_s, interval_s=17.3)
+    setup = _setup(trace, model, costs, notice_s=notice_s, boot_s=boot_s, interval_s=17.3).seeded(seed)
     by_name = _by_name(setup)
+    price, hours = setup.model.price, trace.end_s / 3600
     for policy in by_name.values():
-        if policy.name != "on-demand":
-            assert sum(policy.gpu_hours.values()) == pytest.approx(trace.held_s(0, trace.end_s) / 3600)
+        held = trace.held_s(0, trace.end_s) / 3600
+        due = {"spot": held * price.spot_usd_per_hour, "on_demand": 0.0, "anchor": 0.0}
+        if policy.name in CONTROLLED:
+            due["anchor"] = setup.anchor_usd_per_hour * hours
+        if policy.name == "on-demand":
+            held = setup.max_nodes * hours
+            due = {"spot": 0.0, "on_demand": held * price.on_demand_usd_per_hour, "anchor": 0.0}
+        assert sum(policy.gpu_hours.values()) == pytest.approx(held)
+        assert policy.usd_by == pytest.approx(due) and policy.usd == pytest.approx(sum(due.values()))
         assert min(policy.gpu_hours.values()) >= -1e-9
     for name in CONTROLLED:
         assert by_name[name].samples <= by_name["ideal"].samples * (1 + 1e-9)
