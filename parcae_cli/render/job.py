@@ -73,7 +73,7 @@ def print_result(result: JobResult, as_json: bool) -> None:
     lost = sum(len(record.nodes_lost) for record in result.migrations)
     joined = sum(len(record.nodes_joined) for record in result.migrations)
     pauses = sorted(record.pause_s for record in result.migrations if record.before is not None)
-    moved = sum(record.bytes_moved for record in result.migrations)
+    moved = sum(record.transfer.bytes_moved for record in result.migrations)
     kinds = ", ".join(f"{count} {kind.replace('_', '-')}" for kind, count in changes.items())
     rows = [
         ("trained", f"{result.steps} steps, {result.samples:,} samples in {duration_text(result.wall_s)}"),

@@ -247,12 +247,13 @@ def _numbers(status: JobStatus, width: int) -> RenderableType:
 
 def _migrations(status: JobStatus, count: int, width: int) -> RenderableType:
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 1), pad_edge=False, expand=True)
-    for name in ("gen", "step", "change", "from", "to", "pause", "moved"):
-        table.add_column(name, justify="right" if name in ("gen", "step", "pause", "moved") else "left")
+    for name in ("gen", "step", "change", "from", "to", "pause", "ahead", "at switch"):
+        table.add_column(name, justify="left" if name in ("change", "from", "to") else "right")
     if width >= 90:
         table.add_column("nodes", ratio=1, no_wrap=True)
     for record in status.migrations[-count:]:
         kind = str(record.get("kind", "")).replace("_", "-")
+        ahead, moved = record.get("bytes_ahead") or 0, record.get("bytes_moved") or 0
         noticed = "" if record.get("noticed", True) else " (no warning)"
         cells: list[RenderableType] = [
             str(record.get("generation", "")),
@@ -261,7 +262,8 @@ def _migrations(status: JobStatus, count: int, width: int) -> RenderableType:
             _layout_text(record.get("from")),
             _layout_text(record.get("to")),
             duration_text(record.get("pause_s") or 0.0),
-            bytes_text(record.get("bytes_moved") or 0),
+            _moved_text(ahead, record.get("copy_s") if width >= WIDE else None),
+            _moved_text(moved - ahead, record.get("fetch_s") if width >= WIDE else None),
         ]
         if width >= 90:
             gone = [f"[red]-{name}[/]" for name in record.get("nodes_lost") or ()]
@@ -269,6 +271,12 @@ def _migrations(status: JobStatus, count: int, width: int) -> RenderableType:
             cells.append(" ".join([*gone, *come]))
         table.add_row(*cells)
     return Group(_title(f"changes ({len(status.migrations)})"), table)
+
+
+def _moved_text(size_bytes: int, seconds: float | None) -> str:
+    if not size_bytes:
+        return "-"
+    return bytes_text(size_bytes) + (f" in {duration_text(seconds)}" if seconds else "")
 
 
 def _layout_text(layout: Any) -> str:

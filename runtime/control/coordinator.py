@@ -136,9 +136,9 @@ class Coordinator:
             case messages.Vote():
                 if self._phase is Phase.RUNNING and self._ballot.cast(node, message):
                     self._commit()
-            case messages.Prepared():
-                if self._pending is not None and message.generation == self._pending.plan.generation:
-                    self._pending.prepared.add(node)
+            case messages.Prepared() | messages.Copied():
+                if self._pending is not None:
+                    self._pending.heard(node, message)
             case messages.Aborted():
                 self._aborted(node, message)
             case messages.Configured():
@@ -216,7 +216,9 @@ class Coordinator:
         running, ballot, training = self._running, self._ballot, self._training
         assert running is not None
         step, last = self._step, self._step + 1 == training.steps
-        switch = self._pending is not None and self._pending.ready and not last and not self._fresh
+        switch = not last and not self._fresh and self._pending is not None and self._pending.goes(
+            self._now_s(), self._pace.ordinary_s, self._roster.notices, self._recorder.event
+        )
         ballot.check_coverage(training.model.training.micro_batches)
         scale = ballot.clip_scale(training.model.training.clip_norm)
         push = last or self._pushes.due(step + 1, self._backup.latest())
@@ -266,19 +268,20 @@ class Coordinator:
     def _begin(self, plan: MigrationPlan) -> None:
         self._highest_generation = max(self._highest_generation, plan.generation)
         if self._phase is Phase.RUNNING:
-            old, self._pending = self._pending, Pending(plan, self._now_s())
+            cost_s, ahead = self._state.pending_cost.total_s, self._training.copy_ahead
+            old, self._pending = self._pending, Pending(plan, self._now_s(), cost_s, ahead)
             if old is not None:
                 for node in set(old.plan.assignment) - set(plan.assignment):
                     self._send(node, messages.Cancel(old.plan.generation))
-            self._prepare(plan)
+            self._prepare(plan, ahead)
             return
         if plan.kind is MigrationKind.ROLLBACK:
             self._roll_back()
         self._prepare(plan)
         self._switch(plan)
 
-    def _prepare(self, plan: MigrationPlan) -> None:
-        for node, message in generations.prepare_messages(plan, self._roster.workers).items():
+    def _prepare(self, plan: MigrationPlan, ahead: bool = False) -> None:
+        for node, message in generations.prepare_messages(plan, self._roster.workers, ahead).items():
             self._send(node, message)
 
     def _switch(self, plan: MigrationPlan) -> None:
@@ -302,7 +305,7 @@ class Coordinator:
         self._planning = [live, plan_types.StateReported(members_hold(plan)), *self._planning]
         for node in set(self._roster.workers) - set(plan.assignment):
             self._send(node, messages.Release(plan.generation))
-        self._recorder.migrated(plan, step, pause_s, self._roster.changes(), ballot.fetched_bytes)
+        self._recorder.migrated(plan, step, pause_s, self._roster.changes(), ballot.transfer)
         self._ready()
 
     def _cancel_pending(self) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from runtime.control.messages import Prepare, Switch
+from runtime.control.messages import Copied, Prepare, Prepared, Switch
 from runtime.control.roster import Worker
 from runtime.planning.types import MigrationPlan
 
 # A generation whose groups do not stand by then is given up.
 PREPARE_TIMEOUT_S = 10.0
+# A copy may take so long, or so many steps, where no deadline presses; then the state is sent at the switch.
+COPY_PATIENCE_S = 60.0
+COPY_PATIENCE_STEPS = 10
 
 
 @dataclass
@@ -20,12 +24,46 @@ class Pending:
 
     plan: MigrationPlan
     since_s: float
+    switch_s: float = 0.0  # how long it may take with all of the state to send
+    ahead: bool = True  # whether the state is copied while the other one trains
     prepared: set[str] = field(default_factory=set)
+    copied: set[str] = field(default_factory=set)
+
+    def heard(self, node: str, message: Prepared | Copied) -> None:
+        """A member's groups stand, or its state is here."""
+        if message.generation == self.plan.generation:
+            (self.prepared if isinstance(message, Prepared) else self.copied).add(node)
 
     @property
-    def ready(self) -> bool:
+    def stands(self) -> bool:
         """Whether every member's groups stand."""
         return self.prepared >= set(self.plan.assignment)
+
+    @property
+    def here(self) -> bool:
+        """Whether every layer that is copied ahead has come."""
+        return not self.ahead or self.copied >= {f.node for f in self.plan.fetches if f.source is not None}
+
+    def goes(
+        self, now_s: float, step_s: float, notices: Mapping[str, float], tell: Callable[[str, str, str], None]
+    ) -> bool:
+        """Whether to switch at the commit of `now_s`: it stands, and its state is here, or else too late.
+
+        The next commit comes `step_s` later; `notices` are the deadlines of nodes, on the same clock.
+        """
+        if not self.stands or self.here:
+            return self.stands
+        leaving = [at_s for node, at_s in notices.items() if node not in self.plan.assignment]
+        left_s = min(leaving, default=math.inf) - now_s
+        patience_s = max(COPY_PATIENCE_S, COPY_PATIENCE_STEPS * step_s)
+        if left_s < step_s + self.switch_s:
+            why = f"the notice runs out in {max(0.0, left_s):.1f} s"
+        elif now_s > self.since_s + patience_s:
+            why = f"the copy has not come in {patience_s:.0f} s"
+        else:
+            return False
+        tell("copy", "the state is not all there: the rest is sent at the switch", why)
+        return True
 
     def possible(self, alive: Collection[str]) -> bool:
         """Whether everybody whom the plan needs, as a member or as a source, is still here."""
@@ -34,7 +72,7 @@ class Pending:
 
     def late(self, now_s: float) -> bool:
         """Whether it should have been ready long ago."""
-        return not self.ready and now_s > self.since_s + PREPARE_TIMEOUT_S
+        return not self.stands and now_s > self.since_s + PREPARE_TIMEOUT_S
 
 
 class Recovery:
@@ -56,8 +94,18 @@ class Recovery:
         return {node: layers for node, layers in self._holds.items() if node in alive}
 
 
-def prepare_messages(plan: MigrationPlan, workers: Mapping[str, Worker]) -> dict[str, Prepare]:
-    """What each member is told to build; the rendezvous is the store of the first position's worker."""
+def prepare_messages(
+    plan: MigrationPlan, workers: Mapping[str, Worker], ahead: bool = False
+) -> dict[str, Prepare]:
+    """What each member is told to build, and to copy if `ahead`.
+
+    The rendezvous is the store of the first position's worker.
+    """
+    copies: dict[str, list[list[Any]]] = {node: [] for node in plan.assignment}
+    for fetch in plan.fetches:
+        if ahead and fetch.source is not None:
+            source = workers[fetch.source].hello
+            copies[fetch.node].append([fetch.layer, [source.host, source.transfer_port]])
     first = min(plan.assignment, key=lambda node: plan.assignment[node])
     hello = workers[first].hello
     return {
@@ -67,6 +115,7 @@ def prepare_messages(plan: MigrationPlan, workers: Mapping[str, Worker]) -> dict
             [position.pipeline, position.stage],
             [list(stage) for stage in plan.cuts],
             [hello.host, hello.store_port],
+            copies[node],
         )
         for node, position in plan.assignment.items()
     }

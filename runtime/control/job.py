@@ -22,7 +22,8 @@ class LaunchRequest:
     `fleet` the settings of the cloud (see templates/fleets). `max_hours` (of the cloud's time) and
     `max_usd_per_hour` end the job as the budget does.
     `checkpoint` is the folder for durable checkpoints, one for every `checkpoint_every` steps, and
-    `start_from` one to continue. `faults` are scripted deaths, for tests.
+    `start_from` one to continue. `faults` are scripted deaths, for tests; without `copy_ahead`
+    all state is sent at the switch, for benchmarks.
     """
 
     name: str
@@ -45,6 +46,7 @@ class LaunchRequest:
     corpus: tuple[Path, ...] = ()
     checkpoint: Path | None = None
     checkpoint_every: int = 100
+    copy_ahead: bool = True
     start_from: Path | None = None
     template: Mapping[str, Any] = field(default_factory=dict)
     cost_table: Mapping[str, Any] = field(default_factory=dict)
@@ -65,6 +67,25 @@ class LaunchRequest:
 
 
 @dataclass(frozen=True)
+class Transfer:
+    """The state that moved for a migration: `bytes_ahead` while training went on, the rest at the switch.
+
+    `copy_s` and `fetch_s` are how long the slowest receiver took for the one and for the other; `copy_s` is 0
+    where the copy was not whole by the switch.
+    """
+
+    bytes_ahead: int = 0
+    copy_s: float = 0.0
+    bytes_at_switch: int = 0
+    fetch_s: float = 0.0
+
+    @property
+    def bytes_moved(self) -> int:
+        """All of it."""
+        return self.bytes_ahead + self.bytes_at_switch
+
+
+@dataclass(frozen=True)
 class MigrationRecord:
     """A change of assignment that was carried out.
 
@@ -79,7 +100,7 @@ class MigrationRecord:
     pause_s: float
     nodes_lost: tuple[str, ...]
     nodes_joined: tuple[str, ...]
-    bytes_moved: int
+    transfer: Transfer
     before: Layout | None
     after: Layout
 
@@ -93,7 +114,10 @@ class MigrationRecord:
             "pause_s": self.pause_s,
             "nodes_lost": list(self.nodes_lost),
             "nodes_joined": list(self.nodes_joined),
-            "bytes_moved": self.bytes_moved,
+            "bytes_moved": self.transfer.bytes_moved,
+            "bytes_ahead": self.transfer.bytes_ahead,
+            "copy_s": self.transfer.copy_s,
+            "fetch_s": self.transfer.fetch_s,
             "from": None if self.before is None else str(self.before),
             "to": str(self.after),
         }

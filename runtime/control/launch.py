@@ -202,6 +202,7 @@ class _Job:
             token=self._token,
             interval_s=request.interval_s / self._setup.time_scale,
             backup_every=request.backup_every,
+            copy_ahead=request.copy_ahead,
             first_step=self._start.step if self._start else 0,
             faults=[dict(fault) for fault in request.faults],
         )

@@ -2,7 +2,7 @@
 
 A message travels as `{"t": name, ...fields}`. Fields are JSON values only, so that `decode(encode(m)) == m`.
 Coordinator to worker: Configure, Prepare, Cancel, Switch, Commit, Abort, Release, Digest, Stop.
-Worker to coordinator: Hello, Configured, Prepared, Vote, Aborted, Failed, Digests.
+Worker to coordinator: Hello, Configured, Prepared, Copied, Vote, Aborted, Failed, Digests.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Prepare(Message):
     """Build the groups of a generation beside the running one.
 
     `position` is [pipeline, stage]; `cuts` the layers of each stage; `store` the [host, port] of the
-    generation's rendezvous.
+    generation's rendezvous. `copies` are [layer, [host, port]] pairs to copy ahead, if training goes on.
     """
 
     t = "prepare"
@@ -80,6 +80,7 @@ class Prepare(Message):
     position: list[int]
     cuts: list[list[int]]
     store: list[Any]
+    copies: list[list[Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,19 @@ class Prepared(Message):
 
     t = "prepared"
     generation: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Copied(Message):
+    """The layers that the generation needs here are here, and kept up to date, step by step.
+
+    `bytes_ahead` came in `seconds`. What could not be copied is fetched at the switch.
+    """
+
+    t = "copied"
+    generation: int
+    bytes_ahead: int
     seconds: float
 
 
@@ -117,7 +131,8 @@ class Vote(Message):
     """This worker has its whole gradient for (generation, step).
 
     `losses` are [micro-batch, mean loss] pairs (last stage only), `square_norms` [layer, |gradient|^2] pairs
-    (pipeline 0 only). `fetched_bytes` and `fetch_s` tell of the migration before a generation's first step.
+    (pipeline 0 only). Before a generation's first step, `fetched_bytes` came in `fetch_s` at the switch, and
+    `ahead_bytes` in `ahead_s` while the generation before was training.
     """
 
     t = "vote"
@@ -128,6 +143,8 @@ class Vote(Message):
     fetched_bytes: int = 0
     fetch_s: float = 0.0
     compute_s: float = 0.0
+    ahead_bytes: int = 0
+    ahead_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -212,6 +229,7 @@ _KINDS: Mapping[str, type[Message]] = {
         Prepare,
         Cancel,
         Prepared,
+        Copied,
         Switch,
         Vote,
         Commit,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cloud.types import Instance, InstanceState
-from runtime.control.job import LaunchRequest, MigrationRecord
+from runtime.control.job import LaunchRequest, MigrationRecord, Transfer
 from runtime.control.journal import JobState, Journal
 from runtime.planning import controller
 from runtime.planning.types import Layout, MigrationPlan, Position
@@ -174,7 +174,7 @@ class Recorder:
         step: int,
         pause_s: float,
         changed: tuple[tuple[str, ...], tuple[str, ...]],
-        bytes_moved: int,
+        transfer: Transfer,
     ) -> None:
         """A generation committed its first step; `changed` are the nodes lost and joined since the last."""
         if self._state is not JobState.RUNNING:
@@ -188,7 +188,7 @@ class Recorder:
             pause_s=pause_s,
             nodes_lost=changed[0],
             nodes_joined=changed[1],
-            bytes_moved=bytes_moved,
+            transfer=transfer,
             before=before,
             after=plan.layout,
         )
@@ -197,10 +197,13 @@ class Recorder:
             return
         self.migrations.append(record)
         how = "prepared" if record.noticed else "after a loss"
+        if transfer.copy_s:
+            how += f", {transfer.bytes_ahead / 1e6:.1f} MB copied ahead in {transfer.copy_s:.2f} s"
         self.event(
             "migration",
             f"{record.kind} {record.before} to {record.after}, {how}: "
-            f"pause {record.pause_s * 1e3:.0f} ms, {record.bytes_moved / 1e6:.1f} MB moved",
+            f"pause {record.pause_s * 1e3:.0f} ms, {transfer.bytes_at_switch / 1e6:.1f} MB sent at the "
+            f"switch in {transfer.fetch_s * 1e3:.0f} ms",
             plan.why,
         )
 

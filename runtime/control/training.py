@@ -27,7 +27,8 @@ class TrainingError(Exception):
 class Training:
     """What to train, and how the job is run. `interval_s` is in wall seconds.
 
-    `first_step` is above 0 where a checkpoint is continued.
+    `first_step` is above 0 where a checkpoint is continued. Without `copy_ahead` all state is sent at the
+    switch: that is for measuring.
     """
 
     model: ModelSpec
@@ -39,6 +40,7 @@ class Training:
     interval_s: float
     backup_every: int
     exact: bool = True
+    copy_ahead: bool = True
     first_step: int = 0
     faults: list[dict[str, Any]] = field(default_factory=list)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from runtime.control.job import Transfer
 from runtime.control.messages import Vote
 from runtime.control.training import TrainingError
 
@@ -53,6 +54,12 @@ class Ballot:
         return clip_norm / norm if 0 < clip_norm < norm else 1.0
 
     @property
-    def fetched_bytes(self) -> int:
-        """State that the voters loaded from others before this step."""
-        return sum(vote.fetched_bytes for vote in self._votes.values())
+    def transfer(self) -> Transfer:
+        """The state that the voters loaded from others before this step."""
+        votes = self._votes.values()
+        return Transfer(
+            bytes_ahead=sum(vote.ahead_bytes for vote in votes),
+            copy_s=max(vote.ahead_s for vote in votes),
+            bytes_at_switch=sum(vote.fetched_bytes for vote in votes),
+            fetch_s=max(vote.fetch_s for vote in votes),
+        )

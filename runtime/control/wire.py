@@ -2,6 +2,8 @@
 
 A request is one fixed header: operation, layer, step, size in bytes, and the job's 16-byte token. GET is
 answered by a size (0: not here) and that many bytes; PUT is followed by the bytes and answered by a 1.
+COPY asks for a layer at whatever step it stands, FOLLOW for the gradient that a step was committed with; both
+are answered by a size, a step, and that many bytes.
 Plain TCP and no objects: the receiver reads straight into the memory where the state will live.
 """
 
@@ -12,9 +14,11 @@ import struct
 from dataclasses import dataclass
 
 GET, PUT = 1, 2
+COPY, FOLLOW = 16, 17
 TOKEN_BYTES = 16
 _REQUEST = struct.Struct(f"!BIQQ{TOKEN_BYTES}s")
 _SIZE = struct.Struct("!Q")
+_VERSION = struct.Struct("!QQ")
 _CHUNK_BYTES = 1 << 22
 
 
@@ -24,7 +28,7 @@ class TransferError(ConnectionError):
 
 @dataclass(frozen=True)
 class Request:
-    """One GET or PUT. `size_bytes` is 0 for a GET."""
+    """One request. `size_bytes` is 0 but for a PUT."""
 
     operation: int
     layer: int
@@ -107,3 +111,29 @@ def put(sock: socket.socket, layer: int, step: int, view: memoryview, token: byt
     sock.sendall(view)
     if receive_size(sock) != 1:
         raise TransferError(f"layer {layer} of step {step}: the backup refused it")
+
+
+def send_version(sock: socket.socket, size_bytes: int, step: int) -> None:
+    """Answer a COPY with the layer's size and step, a FOLLOW with the size and the source's newest step.
+
+    A size of 0 says no.
+    """
+    sock.sendall(_VERSION.pack(size_bytes, step))
+
+
+def receive_version(sock: socket.socket) -> tuple[int, int]:
+    """The size and the step that the other side answered."""
+    buffer = bytearray(_VERSION.size)
+    receive_into(sock, memoryview(buffer))
+    size_bytes, step = _VERSION.unpack(buffer)
+    return int(size_bytes), int(step)
+
+
+def closed(sock: socket.socket) -> bool:
+    """Whether the other side has gone, as far as can be seen without waiting. It must not be talking."""
+    try:
+        return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

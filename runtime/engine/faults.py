@@ -9,7 +9,9 @@ from typing import Any
 
 # Where a worker can be told to die. `before_vote`/`after_vote` surround the vote, `optimiser` is half-way
 # through a layer's update, `send` and `receive` are in the middle of a state transfer, `prepare` while the
-# groups of the next generation are built, `abort` while another death is being recovered from.
+# groups of the next generation are built, `copy_send` and `copy` in the middle of a layer that is copied
+# ahead, `replay` before a copied layer is brought forward by a step, `abort` while another death is being
+# recovered from.
 POINTS = (
     "forward",
     "backward",
@@ -19,6 +21,9 @@ POINTS = (
     "commit",
     "optimiser",
     "prepare",
+    "copy_send",
+    "copy",
+    "replay",
     "switch",
     "send",
     "receive",

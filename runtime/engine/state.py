@@ -94,12 +94,22 @@ class LayerState:
         """Squared norm of the accumulated gradient, in float64."""
         return float(torch.dot(self.gradient, self.gradient).double())
 
-    def apply(
-        self, step: int, scale: float, optimiser: AdamW, half_way: Callable[[], None] | None = None
+    def scaled(self, scale: float) -> torch.Tensor:
+        """The accumulated gradient times `scale` in fp32: all that an update depends on. Not reused."""
+        return (self.gradient * scale).float()
+
+    def update(
+        self,
+        step: int,
+        gradient: torch.Tensor,
+        optimiser: AdamW,
+        half_way: Callable[[], None] | None = None,
     ) -> None:
-        """Update with the accumulated gradient times `scale`; `step` counts from 0. Local, no network."""
+        """Update with this gradient, which is only read; `step` counts from 0. Local, no network.
+
+        Whoever holds the same state and gives the same gradient gets the same bits.
+        """
         count = step + 1
-        gradient = (self.gradient * scale).float()
         weights, first, second = self.buffer
         weights.mul_(1 - optimiser.learning_rate * optimiser.weight_decay)
         first.lerp_(gradient, 1 - optimiser.beta1)

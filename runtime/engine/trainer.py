@@ -59,7 +59,7 @@ class Trainer:
         gpt.loss_of(out, targets).backward()  # type: ignore[no-untyped-call]
         for layer in layers:
             layer.square_norm()
-            layer.apply(0, 1.0, self._optimiser)
+            layer.update(0, layer.scaled(1.0), self._optimiser)
 
     def new_layer(self, index: int, from_seed: bool) -> LayerState:
         """A layer of its own memory: initialised from the seed, or zero until its state arrives."""
@@ -122,17 +122,35 @@ class Trainer:
         losses = [[micro_batch, loss] for micro_batch, loss in step.losses]
         return Vote(generation.number, self.step, losses, norms)
 
-    def apply(self, generation: Generation, scale: float) -> None:
-        """The step is committed: update the layers. Local; after it, layers of other stages are dropped."""
+    def apply(
+        self, generation: Generation, scale: float, keep: Callable[[int, int, torch.Tensor], None]
+    ) -> None:
+        """The step is committed: update the layers. Local; after it, layers of other stages are dropped.
+
+        `keep` gets each layer's index, the step and the gradient, just before it is used.
+        """
         for count, index in enumerate(generation.layers):
             half_way = (lambda: self._point("optimiser")) if count == 0 else None
-            self.layers[index].apply(self.step, scale, self._optimiser, half_way)
+            gradient = self.layers[index].scaled(scale)
+            keep(index, self.step, gradient)
+            self.layers[index].update(self.step, gradient, self._optimiser, half_way)
         if generation.fresh:
             generation.fresh = False
             for index in [i for i in self.layers if i not in generation.layers]:
                 del self.layers[index]
         generation.keep_alive = None
         self.step += 1
+
+    def replay(self, layer: LayerState, step: int, gradient: torch.Tensor) -> None:
+        """Bring a copy of a layer from `step` to the next, by the gradient that others committed it with."""
+        layer.update(step, gradient.to(self._device), self._optimiser)
+
+    def rescue(self, step: int, copied: Mapping[int, LayerState]) -> None:
+        """Keep layers that were copied ahead, at `step`, for a generation that will not be."""
+        if not self.layers:
+            self.step = step
+        if step == self.step:
+            self.layers = {**copied, **self.layers}
 
     def sources(self) -> dict[int, Callable[[], memoryview]]:
         """How to get the bytes of every layer held."""

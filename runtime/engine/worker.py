@@ -14,19 +14,21 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from runtime.control import messages
+from runtime.engine.ahead import AheadCopy
 from runtime.engine.data import Corpus, CorpusError
 from runtime.engine.faults import FaultInjector
 from runtime.engine.generation import Generation, Graveyard, compute_device
 from runtime.engine.groups import StoreServer
 from runtime.engine.state import LayerState
 from runtime.engine.trainer import Trainer
-from runtime.engine.transfer import Address, BackupPusher, StateServer, fetch_layers
+from runtime.engine.transfer import NO_TRAFFIC, Address, BackupPusher, StateServer, Traffic, fetch_layers
 from runtime.engine.waits import AbandonedError
 from runtime.planning.errors import InputError
 from runtime.planning.model import parse_model
@@ -64,8 +66,9 @@ class Worker:
     def __init__(self, channel: ControlChannel, host: str) -> None:
         self._channel, self._host = channel, host
         self._inbox: queue.SimpleQueue[messages.Message] = queue.SimpleQueue()
-        self._lock = threading.Lock()  # guards the three below, which the reader and the main thread share
+        self._lock = threading.Lock()  # guards the four below, which the reader and the main thread share
         self._prepared: dict[int, Generation] = {}
+        self._copy: AheadCopy | None = None
         self._aborted_until = -1
         self._current: Generation | None = None
         self._graveyard = Graveyard()
@@ -172,10 +175,30 @@ class Worker:
         with self._lock:
             if message.generation <= self._aborted_until:
                 return
-            superseded = list(self._prepared.values())
+            superseded, old = list(self._prepared.values()), self._copy
             self._prepared = {message.generation: Generation(message, self._host, prepared)}
+            self._copy = self._copy_ahead(message) if message.copies else None
         for generation in superseded:
             self._graveyard.bury(generation)
+        if old is not None:
+            old.stop()
+
+    def _copy_ahead(self, message: messages.Prepare) -> AheadCopy:
+        trainer = self._trainer
+        assert trainer is not None
+
+        def copied(bytes_ahead: int, seconds: float) -> None:
+            self._send(messages.Copied(message.generation, bytes_ahead, round(seconds, 5)))
+
+        return AheadCopy(
+            message.generation,
+            {layer: Address(host, port) for layer, (host, port) in message.copies},
+            self._server.token,
+            partial(trainer.new_layer, from_seed=False),
+            trainer.replay,
+            self._point,
+            copied,
+        )
 
     def _abandon(self, until: int) -> None:
         """In the reader thread: wake the main thread wherever it waits."""
@@ -193,8 +216,13 @@ class Worker:
         """In the reader thread: this generation will not be; the running one goes on."""
         with self._lock:
             generation = self._prepared.pop(number, None)
+            copy = self._copy
+            if copy is not None and copy.generation == number:
+                self._copy = None
         if generation is not None:
             self._graveyard.bury(generation)
+        if copy is not None and copy.generation == number:
+            copy.stop()
 
     def _leave(self) -> None:
         with self._lock:
@@ -205,6 +233,11 @@ class Worker:
     def _aborted(self, message: messages.Abort) -> None:
         self._leave()
         self._faults.at(self._step, "abort")
+        with self._lock:
+            copy, self._copy = self._copy, None
+        if copy is not None and self._trainer is not None:
+            self._trainer.rescue(*copy.rescue())
+            self._server.publish(self._trainer.step, self._trainer.sources())
         holds = sorted(self._trainer.layers) if self._trainer else []
         self._send(messages.Aborted(message.generation, self._step, holds))
 
@@ -214,37 +247,53 @@ class Worker:
         if self._trainer is not None:
             self._trainer.layers.clear()
 
-    def _take(self, number: int) -> Generation:
+    def _take(self, number: int) -> tuple[Generation, AheadCopy | None]:
         with self._lock:
             generation = self._prepared.pop(number, None)
             if generation is None or number <= self._aborted_until:
                 raise AbandonedError
             old, self._current = self._current, generation
+            copy = self._copy
         if old is not None:
             self._graveyard.bury(old)
-        return generation
+        return generation, copy
 
     def _switch(self, message: messages.Switch) -> None:
         trainer = self._trainer
         assert trainer is not None
-        generation = self._take(message.generation)
+        generation, copy = self._take(message.generation)
         self._faults.at(message.step, "switch")
         generation.groups()
         began = time.monotonic()
-        arrived, moved = self._fetch(generation, message)
+        arrived: dict[int, LayerState] = {}
+        ahead = copied = 0
+        if copy is not None:
+            ahead = copy.bytes_moved
+            arrived = generation.waiter.call(partial(copy.take, message.step))
+            copied = copy.bytes_moved - ahead
+        fetched = self._fetch(generation, message, arrived)
         fetch_s = time.monotonic() - began
         generation.waiter.check()
         trainer.enter(generation, message.step, arrived)
+        with self._lock:
+            self._copy = None  # until here an abort would have saved what was copied
         self._server.publish(trainer.step, trainer.sources())
-        self._compute(generation, moved, fetch_s)
+        ahead_s = copy.copied_s if copy is not None else 0.0
+        self._compute(generation, Traffic(copied + fetched, round(fetch_s, 5), ahead, round(ahead_s, 5)))
 
-    def _fetch(self, generation: Generation, message: messages.Switch) -> tuple[dict[int, LayerState], int]:
-        """The layers that this worker needs, whole, in memory of their own until all have arrived."""
+    def _fetch(
+        self, generation: Generation, message: messages.Switch, arrived: dict[int, LayerState]
+    ) -> int:
+        """Complete `arrived`, the layers that this worker needs: in memory of their own until all are whole.
+
+        Returns the number of bytes moved.
+        """
         trainer = self._trainer
         assert trainer is not None
-        arrived: dict[int, LayerState] = {}
         wanted: list[tuple[int, Address]] = []
         for layer, source in message.fetches:
+            if layer in arrived:
+                continue
             arrived[layer] = trainer.new_layer(layer, from_seed=source == "seed")
             if source == "backup":
                 assert self._backup is not None
@@ -252,24 +301,22 @@ class Worker:
             elif source != "seed":
                 wanted.append((layer, Address(source[0], source[1])))
         if not wanted:
-            return arrived, 0
+            return 0
         views = {layer: arrived[layer].incoming() for layer, _ in wanted}
         token = self._server.token
         moved = generation.waiter.call(lambda: fetch_layers(message.step, wanted, views, token, self._point))
         for layer, _ in wanted:
             arrived[layer].arrived()
-        return arrived, moved
+        return moved
 
-    def _compute(self, generation: Generation, moved: int = 0, fetch_s: float = 0.0) -> None:
+    def _compute(self, generation: Generation, traffic: Traffic = NO_TRAFFIC) -> None:
         trainer = self._trainer
         assert trainer is not None
         began = time.monotonic()
         vote = trainer.compute(generation)
         compute_s = time.monotonic() - began
         self._point("before_vote")
-        self._send(
-            replace(vote, fetched_bytes=moved, fetch_s=round(fetch_s, 5), compute_s=round(compute_s, 5))
-        )
+        self._send(replace(vote, compute_s=round(compute_s, 5), **asdict(traffic)))
         self._point("after_vote")
 
     def _commit(self, message: messages.Commit) -> None:
@@ -277,7 +324,7 @@ class Worker:
         assert generation is not None and trainer is not None and message.step == trainer.step
         self._point("commit")
         self._server.withdraw()
-        trainer.apply(generation, message.scale)
+        trainer.apply(generation, message.scale, self._server.keep)
         self._server.publish(trainer.step, trainer.sources())
         if message.push and self._pusher is not None and generation.pipeline == 0:
             for index in generation.layers:

@@ -47,7 +47,8 @@ def snapshot(now_s: float, step: int = 124) -> dict[str, Any]:
         "migrations": [
             migration(1, 0, "start", nodes_joined=[f"i{k}" for k in range(1, 9)], **{"from": None}),
             migration(5, 47, "intra_stage", nodes_lost=["i8"], to="3x2"),
-            migration(6, 63, "inter_stage", pause_s=0.021, bytes_moved=1_204_224, nodes_joined=["i9"]),
+            migration(6, 63, "inter_stage", pause_s=0.021, bytes_moved=1_605_632, bytes_ahead=1_204_224,
+                      copy_s=0.034, fetch_s=0.004, nodes_joined=["i9"]),
             migration(8, 88, "rollback", noticed=False, pause_s=1.31, bytes_moved=4_816_896,
                       nodes_lost=["i2", "i7"], to="2x3"),
             migration(9, 109, "pipeline", pause_s=0.034, bytes_moved=2_408_448, nodes_joined=["i10", "i11"],

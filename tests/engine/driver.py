@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +124,15 @@ class Crew:
         edges = [round(i * self.layers / stages) for i in range(stages + 1)]
         return [list(range(edges[i], edges[i + 1])) for i in range(stages)]
 
-    def prepare(self, generation: int, pipelines: int, stages: int, names: Sequence[str]) -> None:
-        """Name k gets pipeline k // stages, stage k % stages."""
+    def prepare(
+        self,
+        generation: int,
+        pipelines: int,
+        stages: int,
+        names: Sequence[str],
+        copies: Mapping[str, list[list[Any]]] | None = None,
+    ) -> None:
+        """Name k gets pipeline k // stages, stage k % stages, and copies [layer, address] pairs ahead."""
         first = self.workers[names[0]].hello
         for index, name in enumerate(names):
             self.workers[name].send(
@@ -135,6 +142,7 @@ class Crew:
                     [index // stages, index % stages],
                     self.cuts(stages),
                     [first.host, first.store_port],
+                    (copies or {}).get(name, []),
                 )
             )
 
