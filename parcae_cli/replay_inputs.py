@@ -73,6 +73,7 @@ def replay_setup(
     notice_s: float,
     boot_s: float,
     max_nodes: int | None = None,
+    gpus: int = 1,
 ) -> ReplaySetup:
     """A replay's set-up from what the user named. `costs` None: the artifact's where it has the model."""
     spec = load_model(model)
@@ -83,7 +84,7 @@ def replay_setup(
             f"{model}: profile.artifact: no profile {spec.artifact!r}; there are {', '.join(sorted(known))}"
         )
     chosen = costs or ("artifact" if spec.artifact else "measured")
-    profile, cost_model = profile_and_costs(spec, chosen, max(most, max_nodes or 0))
+    profile, cost_model = profile_and_costs(spec, chosen, gpus * max(most, max_nodes or 0))
     baselines, _ = read_profile("baselines.json")
     overhead = baselines["redundancy_overhead"]
     return ReplaySetup(
@@ -99,6 +100,7 @@ def replay_setup(
         boot_s=boot_s,
         redundancy_overhead=float(overhead.get(spec.unit, overhead["token"])),
         anchor_usd_per_hour=float(baselines["anchor_usd_per_hour"]),
+        gpus=gpus,
     )
 
 

@@ -34,6 +34,12 @@ def replay(
     end_minute: Annotated[float | None, typer.Option(min=0, help="Replay up to this minute.")] = None,
     notice: Annotated[float, typer.Option(min=0, help="Seconds that a removal is known before.")] = 0.0,
     boot: Annotated[float, typer.Option(min=0, help="Seconds from rented to ready.")] = 0.0,
+    gpus: Annotated[
+        int,
+        typer.Option(
+            "--gpus-per-instance", min=1, max=64, help="GPUs that every instance of the trace has."
+        ),
+    ] = 1,
     fleet: Annotated[int | None, typer.Option(min=1, help="Most instances that are wanted at once.")] = None,
     seed: Annotated[
         str, typer.Option(help="Other than 0: draws who goes, and boot times. A range: each of them.")
@@ -75,7 +81,7 @@ def replay(
     if fleet is not None:
         part = part.capped(fleet)
     first = "default" if forecaster == "all" else forecaster
-    setup = replay_setup(part, model, costs, first, interval, lookahead, history, notice, boot)
+    setup = replay_setup(part, model, costs, first, interval, lookahead, history, notice, boot, gpus=gpus)
     cells = grid(swept) if swept else ()
     for values in cells:
         varied(setup, values)
@@ -95,7 +101,7 @@ def replay(
             draw(result, plot)
     note = ""
     if not any(outcome.samples for outcome in result.policies if outcome.name != "on-demand"):
-        note = f"nothing can train: {setup.profile.why_nothing_fits(result.trace.max_available)}"
+        note = f"nothing can train: {setup.profile.why_nothing_fits(result.trace.max_available, gpus)}"
     if as_json:
         answer = as_object(result) | ({"note": note} if note else {})
         if forecaster == "all":

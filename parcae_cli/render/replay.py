@@ -33,6 +33,7 @@ def as_object(result: ReplayResult) -> dict[str, Any]:
         "costs": result.costs,
         "interval_s": result.interval_s,
         "seeds": list(result.seeds),
+        **({"gpus_per_instance": result.gpus} if result.gpus > 1 else {}),
         "forecaster": result.forecaster,
         "policies": [
             {
@@ -95,7 +96,9 @@ def replay_view(result: ReplayResult) -> RenderableType:
         (result.model, "bold"),
         " on ",
         (result.trace_name, "bold"),
-        f": {statistics.hours:.1f} h, {statistics.mean_available:.1f} instances on average "
+        f": {statistics.hours:.1f} h, {statistics.mean_available:.1f} instances "
+        + (f"of {result.gpus} GPUs " if result.gpus > 1 else "")
+        + "on average "
         f"(at most {statistics.max_available}), {statistics.preempted} taken, {statistics.allocated} given",
     )
     spark = Text(sparkline(result.counts, result.end_s), style="cyan")

@@ -56,9 +56,10 @@ def figure_of(result: ReplayResult) -> Any:
 
 def _availability(axes: Any, result: ReplayResult, policy: PolicyResult | None) -> None:
     hours = [time_s / 3600 for time_s, _ in result.counts] + [result.end_s / 3600]
-    levels = [count for _, count in result.counts]
+    levels = [count * result.gpus for _, count in result.counts]
     levels.append(levels[-1] if levels else 0)
-    axes.fill_between(hours, levels, step="post", color="#ced6da", linewidth=0, label="instances held")
+    unit = "instances" if result.gpus == 1 else "GPUs"
+    axes.fill_between(hours, levels, step="post", color="#ced6da", linewidth=0, label=f"{unit} held")
     axes.step(hours, levels, where="post", color="#636e72", linewidth=1)
     if policy is not None:
         starts = [minute / 60 for minute, _, _ in policy.layouts] + [result.end_s / 3600]
@@ -80,7 +81,7 @@ def _availability(axes: Any, result: ReplayResult, policy: PolicyResult | None) 
                     color=colour,
                 )
     axes.set_ylim(0, max(levels, default=1) * 1.12)
-    axes.set_ylabel("instances")
+    axes.set_ylabel(unit)
     axes.legend(loc="lower left", frameon=False, ncols=2, fontsize=8)
 
 

@@ -14,6 +14,7 @@ from runtime.planning.decide import Planner, Situation
 from runtime.planning.events import News, apply
 from runtime.planning.forecast import Forecaster, LastValue
 from runtime.planning.migration import plan_moves
+from runtime.planning.placement import chosen_placement
 from runtime.planning.profile import Profile
 from runtime.planning.programme import Foresight, Programme
 from runtime.planning.state import ControllerState
@@ -37,7 +38,8 @@ class ControllerConfig:
 
     Policies: `parcae` plans over the look-ahead with its forecaster; `parcae-oracle` is the same, named apart
     because its forecaster knows the trace; `offline-optimum` has `foresight` of all of it; `reactive` takes
-    the fastest layout at every change and never looks ahead.
+    the fastest layout at every change and never looks ahead. `max_nodes` counts instances, of `gpus` GPUs
+    each; with several, the nodes of events, assignments and fetches are workers (`placement.worker_names`).
     """
 
     profile: Profile
@@ -49,12 +51,13 @@ class ControllerConfig:
     history: int = 12
     max_nodes: int = 32
     foresight: Foresight | None = None
+    gpus: int = 1
 
     @cached_property
     def programme(self) -> Programme:
         """The tables for a whole trace: of layouts that could matter at any availability."""
-        layouts = self.profile.contenders(1, self.max_nodes, MOST_LAYOUTS)
-        return Programme(self.profile, self.costs, layouts, self.max_nodes)
+        layouts = self.profile.contenders(1, self.max_nodes, MOST_LAYOUTS, self.gpus)
+        return Programme(self.profile, self.costs, layouts, self.max_nodes, gpus=self.gpus)
 
     @cached_property
     def planner(self) -> Planner:
@@ -68,6 +71,7 @@ class ControllerConfig:
             self.max_nodes,
             self.foresight,
             looks_ahead=self.policy != "reactive",
+            gpus=self.gpus,
         )
 
 
@@ -91,9 +95,10 @@ def initial_state(config: ControllerConfig) -> ControllerState:
     """
     if config.policy not in POLICIES:
         raise ValueError(f"no policy {config.policy!r}; there are {', '.join(POLICIES)}")
-    if config.interval_s <= 0 or config.lookahead < 1 or config.history < 1 or config.max_nodes < 1:
-        raise ValueError("interval_s, lookahead, history and max_nodes must be above 0")
-    return ControllerState()
+    counts = (config.lookahead, config.history, config.max_nodes, config.gpus)
+    if config.interval_s <= 0 or min(counts) < 1:
+        raise ValueError("interval_s, lookahead, history, max_nodes and gpus must be above 0")
+    return ControllerState(gpus=config.gpus)
 
 
 def step(config: ControllerConfig, state: ControllerState, events: Sequence[Event], now_s: float) -> Decision:
@@ -110,7 +115,7 @@ def step(config: ControllerConfig, state: ControllerState, events: Sequence[Even
     if news.pending_broken:
         state = replace(state, pending=None)
     situation = Situation(
-        usable=min(len(state.usable), config.max_nodes),
+        usable=min(state.instances, config.max_nodes),
         layout=state.layout,
         survivors=state.survivors(),
         lost_positions=sum(node not in state.nodes for node in state.assignment),
@@ -121,7 +126,7 @@ def step(config: ControllerConfig, state: ControllerState, events: Sequence[Even
         noticed=not news.unforeseen and running_ok,
         started=state.started,
     )
-    history = state.history if news.interval else (*state.history, len(state.usable))
+    history = state.history if news.interval else (*state.history, state.instances)
     # There may be more nodes than are wanted for a while: a noticed one trains on beside its replacement.
     history = tuple(min(count, config.max_nodes) for count in history)
     verdict = config.planner.decide(situation, history, now_s)
@@ -135,7 +140,7 @@ def step(config: ControllerConfig, state: ControllerState, events: Sequence[Even
 
 
 def _hold_still(config: ControllerConfig, state: ControllerState, forecast: tuple[float, ...]) -> Decision:
-    why = config.profile.why_nothing_fits(len(state.usable))
+    why = config.profile.why_nothing_fits(state.instances, config.gpus)
     if state.runs and state.pending is None:
         # nodes that were noticed still work; train on them for as long as they last
         return Decision(state, (), why, state.history, forecast)
@@ -164,7 +169,10 @@ def _command(
         state.assignment,
         noticed=not news.unforeseen and state.runs,
         started=state.started,
+        gpus=config.gpus,
     )
+    if config.gpus > 1 and layout != state.layout:
+        why = f"{why}; {chosen_placement(layout, config.gpus).words}"
     if news.causes:
         shown = ", ".join(news.causes[:3]) + (
             f" and {len(news.causes) - 3} more" if len(news.causes) > 3 else ""

@@ -62,14 +62,15 @@ class Planner:
     max_nodes: int
     foresight: Foresight | None = None
     looks_ahead: bool = True
+    gpus: int = 1  # of an instance; availability, losses and gains are instances
 
     def decide(self, situation: Situation, history: Sequence[int], now_s: float) -> Verdict:
         """What to do in `situation`; `history` ends with the availability now."""
         forecast = self.forecaster.forecast(history, self.lookahead, now_s)
         current = situation.pending or situation.layout
-        feasible = self.profile.feasible(situation.usable)
+        feasible = self.profile.feasible(situation.usable * self.gpus)
         if not feasible and not situation.can_stay:
-            why = self.profile.why_nothing_fits(situation.usable)
+            why = self.profile.why_nothing_fits(situation.usable, self.gpus)
             return Verdict(None, False, why, forecast.mean, 0.0)
         if not self.looks_ahead:
             return self._fastest(situation, forecast)
@@ -77,7 +78,8 @@ class Planner:
         options = [
             Option(layout, self.first_cost(situation, layout))
             for layout in programme.layouts
-            if layout.positions <= situation.usable and not (situation.can_stay and layout == current)
+            if layout.positions <= situation.usable * self.gpus
+            and not (situation.can_stay and layout == current)
         ]
         if situation.can_stay:
             assert current is not None
@@ -85,7 +87,7 @@ class Planner:
         return self._best(programme, situation, forecast, options, now_s)
 
     def _fastest(self, situation: Situation, forecast: Forecast) -> Verdict:
-        best = self.profile.best(situation.usable)
+        best = self.profile.best(situation.usable * self.gpus)
         current = situation.pending or situation.layout
         if situation.can_stay and (best is None or best == current):
             assert current is not None
@@ -109,13 +111,15 @@ class Planner:
             if kept is not None and (current is None or current in kept.index):
                 return kept
         low, high = SHELF * shelf - SHELF // 2, SHELF * (shelf + 1) + SHELF // 2
-        layouts = self.profile.contenders(low, min(high, self.max_nodes), MOST_LAYOUTS)
+        layouts = self.profile.contenders(low, min(high, self.max_nodes), MOST_LAYOUTS, self.gpus)
         key = (shelf, None)
         if current is not None and current not in layouts:
             layouts, key = (*layouts, current), (shelf, current)
         if len(self._programmes) >= MOST_SHELVES:
             self._programmes.clear()
-        self._programmes[key] = Programme(self.profile, self.costs, layouts, self.max_nodes)
+        self._programmes[key] = Programme(
+            self.profile, self.costs, layouts, self.max_nodes, gpus=self.gpus
+        )
         return self._programmes[key]
 
     def _best(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from runtime.planning.migration import NOTHING
+from runtime.planning.placement import instance_of
 from runtime.planning.state import ControllerState
 from runtime.planning.types import (
     Event,
@@ -18,6 +18,7 @@ from runtime.planning.types import (
     StateReported,
     TrainingStopped,
 )
+from runtime.planning.whole_instances import NOTHING
 
 MEMORY = 720  # intervals of availability that a controller remembers
 
@@ -33,6 +34,12 @@ class News:
     interval: bool = False
     causes: list[str] = field(default_factory=list)
 
+    def cause(self, node: str, gpus: int, what: str) -> None:
+        """Note what befell a node; what befalls all workers of an instance befalls it once."""
+        said = f"{instance_of(node, gpus)} {what}"
+        if said not in self.causes:
+            self.causes.append(said)
+
 
 def apply(state: ControllerState, event: Event, news: News) -> ControllerState:
     """The state after one event; what it means for the decision is noted in `news`."""
@@ -41,7 +48,7 @@ def apply(state: ControllerState, event: Event, news: News) -> ControllerState:
             if node in state.nodes:
                 return state
             news.changed = True
-            news.causes.append(f"{node} joined")
+            news.cause(node, state.gpus, "joined")
             return replace(
                 state, nodes={**state.nodes, node: None}, holds={**state.holds, node: NOTHING}, waiting=""
             )
@@ -51,7 +58,7 @@ def apply(state: ControllerState, event: Event, news: News) -> ControllerState:
             if node not in state.nodes:
                 return state
             news.changed = True
-            news.causes.append(f"{node} will go")
+            news.cause(node, state.gpus, "will go")
             if state.pending is not None and node in state.pending.assignment:
                 news.pending_broken = news.forced = True
             elif state.pending is None and node in state.assignment:
@@ -61,7 +68,7 @@ def apply(state: ControllerState, event: Event, news: News) -> ControllerState:
             if state.nodes.get(node) is None:
                 return state
             news.changed = True
-            news.causes.append(f"{node} stays after all")
+            news.cause(node, state.gpus, "stays after all")
             return replace(state, nodes={**state.nodes, node: None}, waiting="")
         case StateReported(holds=reported):
             state = replace(
@@ -85,7 +92,7 @@ def apply(state: ControllerState, event: Event, news: News) -> ControllerState:
             return replace(state, broken=True, waiting="")
         case IntervalElapsed():
             news.interval = True
-            seen = (*state.history, len(state.usable))
+            seen = (*state.history, state.instances)
             return replace(state, history=seen[-MEMORY:])
 
 
@@ -93,7 +100,7 @@ def _lose(state: ControllerState, node: str, news: News) -> ControllerState:
     if node not in state.nodes:
         return state
     news.changed = True
-    news.causes.append(f"{node} lost")
+    news.cause(node, state.gpus, "lost")
     was_running = state.runs
     state = replace(
         state,

@@ -11,9 +11,9 @@ from runtime.planning.costs import Change
 from runtime.planning.layout import Cuts
 from runtime.planning.profile import Profile
 from runtime.planning.types import Fetch, Layout, MigrationKind, Position
+from runtime.planning.whole_instances import NOTHING, assign_instances
 
 Holds = Mapping[str, frozenset[int]]
-NOTHING: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,23 @@ def plan_moves(
     previous: Mapping[str, Position],
     noticed: bool,
     started: bool = True,
+    gpus: int = 1,
 ) -> Moves:
     """The cheapest way to `layout` in bytes moved.
 
     `usable` nodes may take positions; every node in `holds` may serve as a source, those about to go as well.
     `before` and `previous` are the layout and assignment of the last live generation. When a layer has no
-    holder left the whole state comes from the backup, since versions must not mix.
+    holder left the whole state comes from the backup, since versions must not mix. With `gpus` above 1 nodes
+    are workers, and those of an instance are placed together.
 
     Raises:
         ValueError: there are fewer usable nodes than positions.
     """
     cuts = profile.cuts(layout.stages)
-    assignment = assign(usable, holds, layout, cuts, profile.layer_bytes, previous)
+    if gpus == 1:
+        assignment = assign(usable, holds, layout, cuts, profile.layer_bytes, previous)
+    else:
+        assignment = assign_instances(usable, holds, layout, cuts, profile.layer_bytes, previous, gpus)
     stages = [frozenset(stage) for stage in cuts]
     missing = {
         node: stages[position.stage] - holds.get(node, NOTHING) for node, position in assignment.items()

@@ -13,6 +13,7 @@ from runtime.planning.errors import InputError
 from runtime.planning.estimate import estimate_iteration_s
 from runtime.planning.layout import Cuts, cut_layers
 from runtime.planning.model import ModelSpec
+from runtime.planning.placement import instances_needed
 from runtime.planning.types import Layout
 
 # fp16 weights and gradients are not migrated; the fp32 weights and Adam's two moments are.
@@ -74,12 +75,12 @@ class Profile:
             default=None,
         )
 
-    def contenders(self, low: int, high: int, most: int) -> tuple[Layout, ...]:
-        """The layouts that could matter with `low` to `high` nodes: about `most` of them, smallest first.
+    def contenders(self, low: int, high: int, most: int, gpus: int = 1) -> tuple[Layout, ...]:
+        """About `most` layouts that could matter with `low` to `high` nodes of `gpus` GPUs, smallest first.
 
         For every number of nodes the fastest few, and what each of them becomes when it gives up a pipeline.
         """
-        feasible = self.feasible(high)
+        feasible = self.feasible(high * gpus)
         if len(feasible) <= most:
             return feasible
         fastest = sorted(feasible, key=lambda layout: (-self.samples_per_s(layout), layout.positions))
@@ -87,7 +88,7 @@ class Profile:
         for each in (8, 6, 4, 3, 2, 1):
             kept = set()
             for nodes in range(max(1, low), high + 1):
-                fitting = (layout for layout in fastest if layout.positions <= nodes)
+                fitting = (layout for layout in fastest if layout.positions <= nodes * gpus)
                 kept.update(islice(fitting, each))
             kept |= {Layout(layout.pipelines - 1, layout.stages) for layout in kept} & set(feasible)
             if len(kept) <= most:
@@ -135,11 +136,16 @@ class Profile:
         """State bytes of the whole model."""
         return sum(self.layer_bytes)
 
-    def why_nothing_fits(self, nodes: int) -> str:
+    def why_nothing_fits(self, nodes: int, gpus: int = 1) -> str:
         """The arithmetic of having too few nodes."""
         if self.fewest_nodes is None:
             reasons = sorted(set(self.refused.values()))
             return f"{self.name}: no layout can run: {reasons[0] if reasons else 'the profile has no row'}"
+        if gpus > 1:
+            fewest = instances_needed(self.layouts[0], gpus)
+            return (
+                f"{self.name} needs at least {fewest} nodes of {gpus} GPUs ({self.layouts[0]}), {nodes} here"
+            )
         return f"{self.name} needs at least {self.fewest_nodes} nodes ({self.layouts[0]}), {nodes} here"
 
     def corrected(self, observed_s: Mapping[Layout, float]) -> Profile:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from runtime.planning.costs import NO_COST, Cost, CostModel
 from runtime.planning.forecast import QUIET, Turn
 from runtime.planning.migration import sketch_change
+from runtime.planning.placement import chosen_placement, instances_needed
 from runtime.planning.preemption import stage_ways
 from runtime.planning.profile import Profile
 from runtime.planning.types import Layout
@@ -46,13 +47,15 @@ class Programme:
         layouts: Sequence[Layout],
         max_nodes: int,
         losses_noticed: bool = False,
+        gpus: int = 1,
     ) -> None:
+        """`max_nodes` instances of `gpus` GPUs each; losses and gains are instances."""
         self.layouts = tuple(layouts)
         self.index = {layout: number for number, layout in enumerate(self.layouts)}
         self._profile, self._costs, self._noticed = profile, costs, losses_noticed
-        self._max_nodes = max_nodes
+        self._max_nodes, self._gpus = max_nodes, gpus
         self.rate = np.array([profile.samples_per_s(layout) for layout in self.layouts])
-        self._needs = np.array([layout.positions for layout in self.layouts], dtype=int)
+        self._needs = np.array([instances_needed(layout, gpus) for layout in self.layouts], dtype=int)
         self._laws: dict[int, _Law] = {}
         self._prices: dict[int, tuple[Vector, Vector, Vector]] = {}
         self._gains: dict[tuple[int, float], Vector] = {}
@@ -147,13 +150,14 @@ class Programme:
         """What going from one layout to another costs when the hardest-hit stage lost `lost` replicas."""
         if before == after and not lost:
             return NO_COST
-        survivors = [before.pipelines - lost] + [before.pipelines] * (before.stages - 1)
-        change = sketch_change(self._profile, before, survivors, lost, after, self._noticed or not lost)
+        hit = min(before.stages, self._gpus)  # the stages of an instance lose their replicas together
+        survivors = [before.pipelines - lost] * hit + [before.pipelines] * (before.stages - hit)
+        change = sketch_change(self._profile, before, survivors, lost * hit, after, self._noticed or not lost)
         return self._costs.cost(self._profile, change)
 
     def _law(self, losses: int) -> _Law:
         if losses not in self._laws:
-            self._laws[losses] = _Law(self.layouts, losses, self._max_nodes)
+            self._laws[losses] = _Law(self.layouts, losses, self._max_nodes, self._gpus)
         return self._laws[losses]
 
 
@@ -163,10 +167,10 @@ class _Law:
     The class is how many replicas the hardest-hit stage loses, from 0 (no member is hit at all).
     """
 
-    def __init__(self, layouts: Sequence[Layout], losses: int, max_nodes: int) -> None:
-        self._layouts, self._losses = layouts, losses
+    def __init__(self, layouts: Sequence[Layout], losses: int, max_nodes: int, gpus: int) -> None:
+        self._layouts, self._losses, self._gpus = layouts, losses, gpus
         deepest = max((layout.pipelines for layout in layouts), default=0)
-        classes = min(losses, MOST_CLASSES, deepest) + 1
+        classes = min(losses * gpus, MOST_CLASSES, deepest) + 1
         self.chances = np.zeros((classes, max_nodes + 1, len(layouts)))
         self._filled = [False] * (max_nodes + 1)
 
@@ -181,7 +185,7 @@ class _Law:
         total = comb(count, losses)
         last = len(self.chances) - 1
         for number, layout in enumerate(self._layouts):
-            spares = count - layout.positions
+            spares = count - instances_needed(layout, self._gpus)
             if spares < 0:
                 self.chances[0, count, number] = 1.0  # such a layout is never running: nobody asks
                 continue
@@ -191,14 +195,18 @@ class _Law:
                 if keep <= 0 or lost == last:
                     self.chances[lost, count, number] = 1.0 - below
                     break
-                ways = stage_ways(layout.pipelines, layout.stages, keep, losses)
+                if self._gpus == 1:
+                    ways = stage_ways(layout.pipelines, layout.stages, keep, losses)
+                else:
+                    ways = chosen_placement(layout, self._gpus).kept_ways(keep, losses)
                 hit = sum(
                     way * comb(spares, losses - gone)
                     for gone, way in enumerate(ways)
                     if way and losses - gone <= spares
                 )
-                self.chances[lost, count, number] = hit / total - below
-                below = hit / total
+                kept = max(below, hit / total)  # a bound may lie below what is exact with fewer losses
+                self.chances[lost, count, number] = kept - below
+                below = kept
 
 
 def beyond(turns: Sequence[tuple[Turn, ...]]) -> tuple[tuple[Turn, ...], ...]:

@@ -7,17 +7,19 @@ from dataclasses import dataclass, field
 
 from runtime.planning.costs import NO_COST, Cost
 from runtime.planning.layout import Cuts
-from runtime.planning.migration import NOTHING
+from runtime.planning.placement import worker_names
 from runtime.planning.types import Layout, MigrationPlan, Position
+from runtime.planning.whole_instances import NOTHING, whole
 
 
 @dataclass(frozen=True)
 class ControllerState:
     """All that a controller remembers.
 
-    `nodes` maps the nodes that are here to the deadline of their notice, None without one. `layout`, `cuts`
-    and `assignment` are those of the last live generation; `pending` is a plan that was commanded at
-    `pending_since_s` and is not live yet, `pending_cost` what it was expected to cost.
+    `nodes` maps the nodes that are here to the deadline of their notice, None without one (a node is a worker
+    where instances have several `gpus`). `layout`, `cuts` and `assignment` are those of the last live
+    generation; `pending` is a plan that was commanded at `pending_since_s` and is not live yet,
+    `pending_cost` what it was expected to cost.
     """
 
     nodes: Mapping[str, float | None] = field(default_factory=dict)
@@ -33,11 +35,22 @@ class ControllerState:
     broken: bool = False
     waiting: str = ""
     history: tuple[int, ...] = ()
+    gpus: int = 1
 
     @property
     def usable(self) -> tuple[str, ...]:
-        """Nodes that may take positions: those here and not about to go."""
-        return tuple(sorted(node for node, deadline_s in self.nodes.items() if deadline_s is None))
+        """Nodes that may take positions: those here and not about to go, on instances that are whole."""
+        staying = tuple(sorted(node for node, deadline_s in self.nodes.items() if deadline_s is None))
+        if self.gpus == 1:
+            return staying
+        return tuple(
+            worker for name in whole(staying, self.gpus) for worker in worker_names(name, self.gpus)
+        )
+
+    @property
+    def instances(self) -> int:
+        """How many instances there are that may take positions."""
+        return len(self.usable) // self.gpus
 
     @property
     def runs(self) -> bool:

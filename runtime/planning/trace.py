@@ -10,6 +10,7 @@ from functools import cached_property
 from statistics import fmean
 
 from runtime.planning.errors import InputError
+from runtime.planning.placement import worker_names
 
 ADD, REMOVE, KILL = "add", "remove", "kill"
 ACTIONS = (ADD, REMOVE, KILL)
@@ -83,6 +84,21 @@ class Trace:
             else:
                 kept.append(replace(event, name=unique))
         return Trace(self.name, tuple(event for event in kept if event is not None), self.end_s)
+
+    def with_gpus(self, gpus: int) -> Trace:
+        """The same trace told by workers, `gpus` of them on every instance, coming and going together.
+
+        At any instant first the first workers of all instances, then the second ones.
+        """
+        if gpus == 1:
+            return self
+        events = tuple(
+            replace(event, name=worker_names(event.name, gpus)[gpu])
+            for _, group in self.instants
+            for gpu in range(gpus)
+            for event in group
+        )
+        return Trace(self.name, events, self.end_s)
 
     @cached_property
     def counts(self) -> tuple[tuple[float, int], ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import median
 
 from runtime.planning.controller import ControllerConfig
@@ -12,6 +13,7 @@ from runtime.planning.costs import CostModel
 from runtime.planning.errors import InputError
 from runtime.planning.forecast import Forecaster, LastValue, Oracle
 from runtime.planning.model import ModelSpec
+from runtime.planning.placement import instance_of
 from runtime.planning.profile import Profile, estimated_profile
 from runtime.planning.programme import Foresight
 from runtime.planning.trace import ADD, Trace, TraceStatistics
@@ -42,6 +44,7 @@ class ReplaySetup:
     """Everything that a replay depends on. `notice_s` is how long before a removal it is known.
 
     `seed` 0 takes the trace and the boot time as they are; `seeded` makes the set-up of another.
+    The trace's instances have `gpus` GPUs each; prices are per instance.
     """
 
     trace: Trace
@@ -57,19 +60,25 @@ class ReplaySetup:
     redundancy_overhead: float = 0.2
     anchor_usd_per_hour: float = 0.0
     seed: int = 0
+    gpus: int = 1
+
+    @cached_property
+    def workers(self) -> Trace:
+        """The trace by workers instead of instances: what trains, comes and goes."""
+        return self.trace if self.gpus == 1 else self.trace.lives.with_gpus(self.gpus)
 
     def seeded(self, seed: int) -> ReplaySetup:
         """The same with other luck: who is hit by each loss, and how long each instance takes to boot."""
         return self if seed == 0 else replace(self, trace=self.trace.redrawn(seed), seed=seed)
 
     def boot_of(self, instance: str) -> float:
-        """Seconds that an instance takes to boot.
+        """Seconds that an instance takes to boot, and so its workers.
 
         With a seed they are drawn: log-normal about the mean, with a coefficient of variation of a quarter.
         """
         if self.seed == 0 or not self.boot_s:
             return self.boot_s
-        draw = random.Random(f"{self.seed} {instance}")
+        draw = random.Random(f"{self.seed} {instance_of(instance, self.gpus)}")
         return self.boot_s * draw.lognormvariate(-(BOOT_SIGMA**2) / 2, BOOT_SIGMA)
 
     @property
@@ -138,6 +147,7 @@ class ReplayResult:
     policies: tuple[PolicyResult, ...]
     planner: PlannerTimes
     seeds: tuple[int, ...] = (0,)
+    gpus: int = 1
 
 
 def replay(
@@ -153,7 +163,7 @@ def replay(
     for name in policies:
         if name not in POLICIES:
             raise InputError(f"no policy {name!r}; there are {', '.join(POLICIES)}")
-    bound = ideal(setup.profile, setup.trace).account.samples
+    bound = ideal(setup.profile, setup.workers).account.samples
     runner = _Runner(setup, progress)
     # the optimum looks back on the others, so it comes last; the results keep the order asked for
     runs = {name: runner.run(name) for name in sorted(policies, key=lambda name: name == "offline-optimum")}
@@ -172,6 +182,7 @@ def replay(
         policies=results,
         planner=_times(timed.decision_ms),
         seeds=(setup.seed,),
+        gpus=setup.gpus,
     )
 
 
@@ -193,13 +204,13 @@ class _Runner:
     def _run(self, name: str) -> FleetRun:
         setup = self._setup
         if name == "ideal":
-            return ideal(setup.profile, setup.trace)
+            return ideal(setup.profile, setup.workers)
         if name == "on-demand":
-            return on_demand(setup.profile, setup.max_nodes, setup.trace.end_s / 3600)
+            return on_demand(setup.profile, setup.max_nodes * setup.gpus, setup.trace.end_s / 3600)
         if name == "checkpoint":
-            return checkpoint(setup.profile, setup.costs, setup.trace, setup.notice_s, setup.boot_of)
+            return checkpoint(setup.profile, setup.costs, setup.workers, setup.notice_s, setup.boot_of)
         if name == "redundancy":
-            return redundancy(*_redundant(setup), setup.costs, setup.trace, setup.boot_of)
+            return redundancy(*_redundant(setup), setup.costs, setup.workers, setup.boot_of)
         if name == "offline-optimum":
             return self._hindsight()
         return self._controlled(name, self._config(name))
@@ -244,6 +255,7 @@ class _Runner:
             lookahead=setup.lookahead,
             history=setup.history,
             max_nodes=max(1, setup.max_nodes),
+            gpus=setup.gpus,
         )
 
     def _controlled(self, name: str, config: ControllerConfig) -> FleetRun:
@@ -253,7 +265,7 @@ class _Runner:
             if progress is not None:
                 progress(name, now_s / setup.trace.end_s)
 
-        return replay_fleet(config, setup.trace, setup.notice_s, setup.boot_of, tick)
+        return replay_fleet(config, setup.workers, setup.notice_s, setup.boot_of, tick)
 
 
 def _redundant(setup: ReplaySetup) -> tuple[Profile, RedundancyModel]:
@@ -261,12 +273,14 @@ def _redundant(setup: ReplaySetup) -> tuple[Profile, RedundancyModel]:
     profile = setup.profile
     if setup.model.bamboo_layout is not None:
         pipelines, stages = setup.model.bamboo_layout
+        pipelines *= setup.gpus
     else:
         smallest = min((layout.stages for layout in profile.layouts), default=1)
         stages = min(len(setup.model.layers), round(smallest * REDUNDANT_DEPTH + 0.5))
-        pipelines = max(1, setup.max_nodes // stages)
+        pipelines = max(1, setup.max_nodes * setup.gpus // stages)
     wanted = [Layout(count, stages) for count in range(1, pipelines + 1)]
-    filled = estimated_profile(setup.model, setup.max_nodes, profile, [*profile.layouts, *wanted])
+    most = setup.max_nodes * setup.gpus
+    filled = estimated_profile(setup.model, most, profile, [*profile.layouts, *wanted])
     rows = {**filled.iteration_s, **profile.iteration_s}
     return replace(profile, iteration_s=rows), RedundancyModel(setup.redundancy_overhead, pipelines, stages)
 
@@ -274,7 +288,7 @@ def _redundant(setup: ReplaySetup) -> tuple[Profile, RedundancyModel]:
 def _result(setup: ReplaySetup, name: str, run: FleetRun, bound: float) -> PolicyResult:
     account, price = run.account, setup.model.price
     hours = account.hours()
-    rented = sum(hours.values())
+    rented = sum(hours.values()) / setup.gpus
     bought = name == "on-demand"
     usd_by = {
         "spot": 0.0 if bought else rented * price.spot_usd_per_hour,

@@ -177,3 +177,15 @@ def test_a_trace_that_is_too_small_says_what_is_missing(capsys: pytest.CaptureFi
     assert "nothing can train: gpt3-6b needs at least 12 nodes" in out
     _, out, _ = _run(capsys, "replay", DEMO, "--model", "gpt3-6b", "--json")
     assert "needs at least 12" in json.loads(out)["note"]
+
+
+def test_several_gpus_an_instance_are_said_and_paid_for_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Four times the GPU hours for the same money; an impossible number is refused."""
+    arguments = ("replay", DEMO, "--model", "gpt-tiny", "--policy", "ideal", "--json")
+    answers = [json.loads(_run(capsys, *arguments, "--gpus-per-instance", gpus)[1]) for gpus in ("1", "4")]
+    one, four = (answer["policies"][0] for answer in answers)
+    assert "gpus_per_instance" not in answers[0] and answers[1]["gpus_per_instance"] == 4
+    assert four["usd"] == pytest.approx(one["usd"]) and four["samples"] > one["samples"]
+    assert sum(four["gpu_hours"].values()) == pytest.approx(4 * sum(one["gpu_hours"].values()))
+    code, _, err = _run(capsys, *arguments, "--gpus-per-instance", "0")
+    assert code == 2 and "--gpus-per-instance" in err

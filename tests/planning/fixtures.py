@@ -29,11 +29,11 @@ def tables(model: str, costs: str, nodes: int) -> tuple[Profile, CostModel]:
 
 
 def config(
-    model: str = "gpt-tiny", costs: str = "measured", nodes: int = 8, **changes: object
+    model: str = "gpt-tiny", costs: str = "measured", nodes: int = 8, gpus: int = 1, **changes: object
 ) -> ControllerConfig:
     """A controller for a shipped model."""
-    profile, cost_model = tables(model, costs, nodes)
-    made = ControllerConfig(profile, cost_model, interval_s=1.0, max_nodes=nodes)
+    profile, cost_model = tables(model, costs, nodes * gpus)
+    made = ControllerConfig(profile, cost_model, interval_s=1.0, max_nodes=nodes, gpus=gpus)
     return replace(made, **changes)  # type: ignore[arg-type]
 
 

@@ -219,3 +219,31 @@ def test_the_books_refuse_more_use_than_is_held() -> None:
     account = Account()
     with pytest.raises(ValueError, match="5 instances used of 4"):
         account.spend(0, 1, 4, uses={"effective": 5})
+
+
+@pytest.mark.parametrize("gpus", [2, 4])
+def test_instances_with_several_gpus_lose_them_together(gpus: int) -> None:
+    """Hours are GPU hours, prices are per instance, and nobody beats the ideal."""
+    trace = _trace(7, nodes=8, hours=1.0)
+    setup = replay_setup(trace, "gpt-tiny", None, "default", 60.0, 12, 12, 0.0, 0.0, gpus=gpus)
+    by_name = _by_name(setup)
+    held = trace.held_s(0, trace.end_s) / 3600
+    for name, policy in by_name.items():
+        if name != "on-demand":
+            assert sum(policy.gpu_hours.values()) == pytest.approx(held * gpus)
+            assert policy.samples <= by_name["ideal"].samples * (1 + 1e-9)
+    assert by_name["ideal"].usd == pytest.approx(held * setup.model.price.spot_usd_per_hour)
+    assert by_name["parcae"].samples >= 0.95 * by_name["ideal"].samples
+    assert all(d * p <= gpus * setup.max_nodes for _, d, p in by_name["parcae"].layouts)
+    assert any(d * p > setup.max_nodes for _, d, p in by_name["parcae"].layouts)
+    assert "no stage is lost before" in by_name["parcae"].log[0].text
+
+
+def test_a_trace_by_workers_has_the_same_instants() -> None:
+    """Workers come and go with their instance, first the first of each, then the second."""
+    story = (TraceEvent(0, "add", "a"), TraceEvent(0, "add", "b"), TraceEvent(9, "remove", "a"))
+    trace = Trace("t", story, 20)
+    events = trace.with_gpus(2).events
+    assert [event.name for event in events] == ["a/0", "b/0", "a/1", "b/1", "a/0", "a/1"]
+    assert [event.action for event in events[-2:]] == ["remove", "remove"]
+    assert trace.with_gpus(1) is trace
