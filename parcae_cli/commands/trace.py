@@ -44,15 +44,22 @@ def synth(
         float | None, typer.Option(min=0, help="Mean instances; default 3/4 of the most.")
     ] = None,
     losses: Annotated[float, typer.Option(min=0, help="Instances lost an hour.")] = 14.0,
+    gains: Annotated[
+        float | None, typer.Option(min=0, help="Instances gained an hour; default as many as lost.")
+    ] = None,
     cluster: Annotated[float, typer.Option(min=1, help="Mean instances lost at once.")] = 1.8,
     lattice: Annotated[float, typer.Option(min=0.001, help="Seconds that times are multiples of.")] = 60.0,
     seed: Annotated[int, typer.Option(help="The same seed makes the same trace.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Write over a file.")] = False,
 ) -> None:
-    """Make up a trace from a few figures."""
+    """Make up a trace that has the figures asked for, near enough (it says which it has).
+
+    Try: parcae trace synth stormy.csv --hours 24 --max 32 --mean 22 --losses 30 --cluster 2.5
+    """
     import sys
 
-    from runtime.planning.trace import synthetic_trace
+    from runtime.planning.errors import InputError
+    from runtime.planning.synthetic import TraceFigures, calibrated_trace
 
     average = 0.75 * max_available if mean is None else mean
     if not 0 < average <= max_available:
@@ -61,7 +68,11 @@ def synth(
         raise UsageError(f"{out}: is there already", "Choose another name, or add --force")
     if str(out) != "-" and not out.parent.is_dir():
         raise UsageError(f"{out}: there is no folder {out.parent}", "Make it first")
-    made = synthetic_trace(out.stem, seed, hours, max_available, average, losses, cluster, lattice)
+    figures = TraceFigures(hours, max_available, average, losses, gains, cluster, lattice)
+    try:
+        made = calibrated_trace(out.stem, seed, figures)
+    except InputError as error:
+        raise UsageError(f"trace synth: {error}") from None
     if str(out) == "-":
         sys.stdout.write(made.as_csv())
         return
@@ -69,7 +80,8 @@ def synth(
     statistics = made.statistics
     print(
         f"{out}: {statistics.hours:g} h, {statistics.mean_available:.1f} instances on average, "
-        f"{statistics.preempted} lost, {statistics.allocated} gained",
+        f"{statistics.preempted} lost ({statistics.losses_per_hour:.1f}/h, {statistics.mean_cluster:.2f} at "
+        f"once), {statistics.allocated} gained ({statistics.gains_per_hour:.1f}/h)",
         file=sys.stderr,
     )
 

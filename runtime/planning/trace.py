@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from statistics import fmean
 
 from runtime.planning.errors import InputError
 from runtime.planning.placement import worker_names
@@ -264,12 +263,13 @@ def synthetic_trace(
     losses_per_hour: float,
     mean_cluster: float = 1.8,
     lattice_s: float = 60.0,
+    gains_per_hour: float | None = None,
 ) -> Trace:
-    """A made-up trace with about these figures, the same for the same seed.
+    """One draw of a made-up trace with roughly these figures, the same for the same seed.
 
     Losses come in clusters of geometric size with the given mean, gains in clusters too; both at rates that
-    pull availability back to its mean, so gains per hour follow losses per hour. Times lie on multiples of
-    `lattice_s`.
+    pull availability back to its mean, so gains per hour follow losses per hour, or to a line through the
+    mean that falls or rises by the difference. Times lie on multiples of `lattice_s`.
     """
     draw = random.Random(seed)
     present: list[str] = []
@@ -289,20 +289,19 @@ def synthetic_trace(
             size += 1
         return size
 
-    add(0.0, max(1, round(mean_available)))
-    room = max(1.0, max_available - mean_available)
+    gained = losses_per_hour if gains_per_hour is None else gains_per_hour
+    rise = gained - losses_per_hour  # instances an hour
+    add(0.0, min(max_available, max(1, round(mean_available - rise * hours / 2))))
     ticks = round(hours * 3600 / lattice_s)
     rate = losses_per_hour / mean_cluster * lattice_s / 3600
+    gain_rate = gained / mean_cluster * lattice_s / 3600
     for tick in range(1, ticks):
         time_s = tick * lattice_s
-        if draw.random() < rate * (len(present) / mean_available) ** 2:
+        level = max(1.0, mean_available + rise * (time_s / 3600 - hours / 2))
+        room = max(1.0, max_available - level)
+        if draw.random() < rate * (len(present) / level) ** 2:
             for _ in range(min(cluster(), len(present))):
                 events.append(TraceEvent(time_s, REMOVE, present.pop(draw.randrange(len(present)))))
-        if draw.random() < rate * (max_available - len(present)) / room:
+        if draw.random() < gain_rate * (max_available - len(present)) / room:
             add(time_s, min(cluster(), max_available - len(present)))
     return Trace(name, tuple(events), hours * 3600)
-
-
-def mean_absolute_error(actual: Iterable[float], predicted: Iterable[float]) -> float:
-    """The mean of |actual - predicted|; 0 for nothing."""
-    return fmean([abs(a - p) for a, p in zip(actual, predicted, strict=True)] or [0.0])

@@ -116,16 +116,6 @@ def test_a_slice_outside_the_trace_is_refused() -> None:
         parse_trace(OWN, "x").sliced(5, 9)
 
 
-def test_the_generator_keeps_to_its_figures() -> None:
-    """Over a week, mean availability, losses an hour and cluster size come out as asked, and gains follow."""
-    figures = synthetic_trace("s", 1, 168, 32, 24, 14, 1.8).statistics
-    assert figures.max_available <= 32
-    assert figures.mean_available == pytest.approx(24, rel=0.12)
-    assert figures.losses_per_hour == pytest.approx(14, rel=0.2)
-    assert figures.gains_per_hour == pytest.approx(figures.losses_per_hour, rel=0.05)
-    assert figures.mean_cluster == pytest.approx(1.8, rel=0.15)
-
-
 def test_the_generator_repeats_itself_by_seed() -> None:
     """The same seed makes the same trace, another seed another."""
     assert synthetic_trace("s", 1, 4, 8, 6, 10) == synthetic_trace("s", 1, 4, 8, 6, 10)
