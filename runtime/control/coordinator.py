@@ -228,7 +228,7 @@ class Coordinator:
         self.ledger = self.ledger.commit(step)
         self._ballot = Ballot(running.generation, self._step, running.layout.positions)
         pause_s = self._pace.commit(self._now_s(), self._fresh)
-        self._recorder.step(step, ballot.loss, self.ledger.samples, running)
+        self._recorder.step(step, ballot.loss, self.ledger.samples, running, ballot.held_out_loss)
         if self._fresh:
             self._live(running, step, ballot, pause_s)
         self._deadline_s = self._now_s() + self._pace.timeout_s

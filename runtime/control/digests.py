@@ -13,6 +13,10 @@ class ReplicasDifferError(TrainingError):
     """Two holders of a layer have different weights: a bug, since replicas are equal after every step."""
 
 
+# Under this number the holders of a tied table report their copy of it, weights and moments.
+TIED_TABLE = -1
+
+
 class FinalDigests:
     """Collects SHA-256 digests of all `layers` layers."""
 
@@ -23,7 +27,7 @@ class FinalDigests:
     @property
     def complete(self) -> bool:
         """Whether every layer is known."""
-        return len(self._known) == self._layers
+        return not self.missing
 
     @property
     def missing(self) -> set[int]:
@@ -39,7 +43,8 @@ class FinalDigests:
         for layer, digest in pairs:
             assert isinstance(layer, int)
             if self._known.setdefault(layer, str(digest)) != digest:
-                raise ReplicasDifferError(f"two replicas of layer {layer} differ: a bug in Parcae")
+                what = "copies of the tied table" if layer == TIED_TABLE else f"replicas of layer {layer}"
+                raise ReplicasDifferError(f"two {what} differ: a bug in Parcae")
 
     def take_from(self, backup: Backup, step: int) -> None:
         """Take all of it from the backup's copy of `step`, which must be whole."""

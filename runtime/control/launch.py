@@ -95,7 +95,7 @@ def read_start(request: LaunchRequest, spec: ModelSpec) -> Checkpoint | None:
     if sizes != {layer: wanted.params for layer, wanted in enumerate(spec.layers)}:
         raise InputError(
             f"{request.start_from}: holds {len(sizes)} layers of {sum(sizes.values()):,} parameters; "
-            f"{spec.name} has {len(spec.layers)} of {spec.params:,}"
+            f"{spec.name} has {len(spec.layers)} of {spec.state_params:,}"
         )
     if start.step >= request.steps:
         raise InputError(

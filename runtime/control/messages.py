@@ -132,7 +132,8 @@ class Vote(Message):
 
     `losses` are [micro-batch, mean loss] pairs (last stage only), `square_norms` [layer, |gradient|^2] pairs
     (pipeline 0 only). Before a generation's first step, `fetched_bytes` came in `fetch_s` at the switch, and
-    `ahead_bytes` in `ahead_s` while the generation before was training.
+    `ahead_bytes` in `ahead_s` while the generation before was training. `held_out_losses` are like `losses`,
+    in the steps that evaluate.
     """
 
     t = "vote"
@@ -145,6 +146,7 @@ class Vote(Message):
     compute_s: float = 0.0
     ahead_bytes: int = 0
     ahead_s: float = 0.0
+    held_out_losses: list[list[Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,7 @@ class Digest(Message):
 
 @dataclass(frozen=True)
 class Digests(Message):
-    """[layer, hexadecimal SHA-256 of its fp32 weights] pairs, at `step`."""
+    """[layer, hexadecimal SHA-256 of its fp32 weights] pairs, at `step`; see `digests.TIED_TABLE`."""
 
     t = "digests"
     step: int

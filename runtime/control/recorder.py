@@ -81,6 +81,7 @@ class Recorder:
         self._notices: dict[str, float] = {}
         self._recent: deque[tuple[float, int]] = deque()
         self._losses: list[float] = []
+        self._eval_loss: float | None = None
         self._samples = 0
         self._decision: controller.Decision | None = None
         self._why = ""
@@ -112,8 +113,10 @@ class Recorder:
         self._notices.pop(node, None)
         self.event("spared", f"{node} is still here", "its notice has run out")
 
-    def step(self, step: int, loss: float, samples: int, plan: MigrationPlan) -> None:
-        """A step was committed."""
+    def step(
+        self, step: int, loss: float, samples: int, plan: MigrationPlan, eval_loss: float | None = None
+    ) -> None:
+        """A step was committed; `eval_loss` is the held-out loss of the weights that it began with."""
         now_s = time.time()
         self._offsets.append(self._metrics.tell())
         line = {
@@ -125,6 +128,9 @@ class Recorder:
             "pipelines": plan.layout.pipelines,
             "stages": plan.layout.stages,
         }
+        if eval_loss is not None:
+            line["eval_loss"] = eval_loss
+            self._eval_loss = eval_loss
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
         self._losses.append(loss)
@@ -266,6 +272,7 @@ class Recorder:
             "step": self._first_step + len(self._losses),
             "steps": self._request.steps,
             "loss": self.final_loss,
+            "eval_loss": self._eval_loss,
             "loss_curve": _thinned(self._losses, 120),
             "samples": self._samples,
             "samples_per_s": self._samples_per_s(),

@@ -44,6 +44,19 @@ class Ballot:
         losses = [loss for vote in self._votes.values() for _, loss in vote.losses]
         return math.fsum(losses) / len(losses)
 
+    @property
+    def held_out_loss(self) -> float | None:
+        """Mean over the held-out micro-batches, summed exactly; None in a step that does not evaluate.
+
+        Raises:
+            CoverageError: a micro-batch is missing, or there twice.
+        """
+        pairs = sorted(pair for vote in self._votes.values() for pair in vote.held_out_losses)
+        done = [micro_batch for micro_batch, _ in pairs]
+        if done != list(range(len(pairs))):
+            raise CoverageError(f"step {self.step}: held-out micro-batches {done} came: a bug in Parcae")
+        return math.fsum(loss for _, loss in pairs) / len(pairs) if pairs else None
+
     def clip_scale(self, clip_norm: float) -> float:
         """The factor that brings the norm of the whole gradient down to `clip_norm`; 1 if it is below.
 

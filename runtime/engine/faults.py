@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 # Where a worker can be told to die. `before_vote`/`after_vote` surround the vote, `optimiser` is half-way
-# through a layer's update, `send` and `receive` are in the middle of a state transfer, `prepare` while the
-# groups of the next generation are built, `copy_send` and `copy` in the middle of a layer that is copied
-# ahead, `replay` before a copied layer is brought forward by a step, `abort` while another death is being
-# recovered from.
+# through a layer's update, `evaluate` after a held-out micro-batch, `send` and `receive` are in the middle of
+# a state transfer, `prepare` while the groups of the next generation are built, `copy_send` and `copy` in the
+# middle of a layer that is copied ahead, `replay` before a copied layer is brought forward by a step, `abort`
+# while another death is being recovered from.
 POINTS = (
     "forward",
     "backward",
@@ -20,6 +20,7 @@ POINTS = (
     "after_vote",
     "commit",
     "optimiser",
+    "evaluate",
     "prepare",
     "copy_send",
     "copy",

@@ -7,6 +7,7 @@ groups are built beside those in use. Gloo serves CPUs; on GPUs the same interfa
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 # What is left behind after an abort waits this long before it fails and frees its thread.
 GROUP_TIMEOUT = timedelta(seconds=20)
 _GRADIENT_TAG = 1 << 20
+_TIE_TAG = 1 << 21
 
 
 class Groups(Protocol):
@@ -36,6 +38,12 @@ class Groups(Protocol):
 
     def reduce(self, tensor: torch.Tensor) -> Any | None:
         """Sum over the replicas of the own stage, in place; None when there is only one."""
+
+    def exchange_ends(self, outgoing: torch.Tensor, incoming: torch.Tensor) -> Sequence[Any]:
+        """Between the first and the last stage of the own pipeline: each gets what the other sends.
+
+        The Work of the receive comes first; that of the send need not be waited for.
+        """
 
     def abort(self) -> None:
         """A member is gone: give up what can be given up."""
@@ -84,6 +92,7 @@ class GlooGroups:
             RuntimeError: a member did not come within the timeout.
         """
         pipeline, self._stage = position
+        self._other_end = stages - 1 if self._stage == 0 else 0
         client = store_client(store)
 
         def group(name: str, rank: int, size: int) -> Any | None:
@@ -120,6 +129,11 @@ class GlooGroups:
         options = dist.AllreduceOptions()
         options.reduceOp = dist.ReduceOp.SUM  # type: ignore[assignment]
         return self._replicas.allreduce([tensor], options)
+
+    def exchange_ends(self, outgoing: torch.Tensor, incoming: torch.Tensor) -> Sequence[Any]:
+        assert self._pipeline is not None
+        received = self._pipeline.recv([incoming], self._other_end, _TIE_TAG)
+        return received, self._pipeline.send([outgoing], self._other_end, _TIE_TAG)
 
     def abort(self) -> None:
         pass  # gloo cannot: who waits is left to the timeout

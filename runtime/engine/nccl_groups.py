@@ -8,7 +8,7 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ class NcclGroups:
             RuntimeError: a member did not come within the timeout.
         """
         pipeline, self._stage = position
+        self._stages = stages
         self._device = device
         torch.cuda.set_device(device)
         client = store_client(store)
@@ -72,6 +73,14 @@ class NcclGroups:
         if self._replicas is None:
             return None
         return self._work(self._replicas, lambda group: group.allreduce([tensor]))
+
+    def exchange_ends(self, outgoing: torch.Tensor, incoming: torch.Tensor) -> Sequence[Any]:
+        # One message each way, each on the communicator of its own direction: neither can block the other.
+        first, last = 0, self._stages - 1
+        here, there = (first, last) if self._stage == first else (last, first)
+        inward, outward = (self._up, self._down) if here == first else (self._down, self._up)
+        sent = self._work(outward, lambda group: group.send([outgoing], there, 0))
+        return self._work(inward, lambda group: group.recv([incoming], there, 0)), sent
 
     def abort(self) -> None:
         """Free the communicators though a peer is gone; calls that wait in them fail."""

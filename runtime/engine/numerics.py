@@ -3,19 +3,23 @@
 The state stays fp32 in any case: with bf16, matrix products run in bf16 under autocast while weights,
 moments, norms, the residual stream and gradients stay fp32. A recomputed layer gives the same bits as a kept
 one.
+
+Dropout is seeded for each (job, step, micro-batch of the mini-batch, layer) and knows nothing of pipelines
+and stages; a layer that is computed again seeds it again, so it leaves out the same values.
 """
 
 from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from runtime.planning.errors import InputError
-from runtime.planning.model import TrainingSpec
+from runtime.planning.training import TrainingSpec
 
 TRAINABLE = ("fp32", "bf16")
 
@@ -27,6 +31,7 @@ class Numerics:
     device: torch.device
     bf16: bool
     recompute: bool
+    dropout: float
 
     @classmethod
     def of(cls, training: TrainingSpec, device: torch.device) -> Numerics:
@@ -39,16 +44,37 @@ class Numerics:
             raise InputError(
                 f"training.dtype: {training.dtype} cannot be trained; use {' or '.join(TRAINABLE)}"
             )
-        return cls(device, training.dtype == "bf16", training.recompute)
+        return cls(device, training.dtype == "bf16", training.recompute, training.dropout)
 
-    def forward(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """The layer's output."""
+    @property
+    def _generator(self) -> torch.Generator:
+        """The one that dropout draws from: attention takes no other."""
+        if self.device.type == "cuda":
+            return torch.cuda.default_generators[self.device.index or 0]
+        return torch.default_generator
+
+    def forward(self, layer: nn.Module, x: torch.Tensor, seed: int | None) -> torch.Tensor:
+        """The layer's output; `seed` decides what dropout leaves out; None: nothing."""
+        dropout = 0.0 if seed is None else self.dropout
+
+        def compute(x: torch.Tensor) -> torch.Tensor:
+            if dropout:
+                assert seed is not None
+                self._generator.manual_seed(seed)
+            out: torch.Tensor = layer(x, dropout)
+            return out
+
         cast = (
             torch.autocast(self.device.type, dtype=torch.bfloat16) if self.bf16 else contextlib.nullcontext()
         )
         with cast:
-            if self.recompute:
-                out: torch.Tensor = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
-            else:
-                out = layer(x)
-        return out
+            if self.recompute and torch.is_grad_enabled():
+                out: torch.Tensor = checkpoint(compute, x, use_reentrant=False, preserve_rng_state=False)
+                return out
+            return compute(x)
+
+
+def dropout_seed(job_seed: int, step: int, micro_batch: int, layer: int) -> int:
+    """The seed of one layer's dropout in one micro-batch (its number in the whole mini-batch) of a step."""
+    key = f"dropout {job_seed} {step} {micro_batch} {layer}".encode()
+    return int.from_bytes(blake2b(key, digest_size=8).digest(), "little")

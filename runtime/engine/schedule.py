@@ -10,6 +10,9 @@ import torch
 from runtime.engine.groups import Groups
 from runtime.engine.waits import Waiter
 
+# Messages about held-out micro-batch k bear this number plus k.
+_HELD_OUT = 1 << 19
+
 
 class PipelineStep:
     """One step of one stage: forward and backward of every micro-batch, gradients left in the layers.
@@ -22,7 +25,7 @@ class PipelineStep:
         self,
         groups: Groups,
         waiter: Waiter,
-        layers: Sequence[Callable[[torch.Tensor], torch.Tensor]],
+        layers: Sequence[Callable[[torch.Tensor, int | None], torch.Tensor]],
         stage: int,
         stages: int,
         activation_shape: tuple[int, ...],
@@ -30,6 +33,7 @@ class PipelineStep:
         point: Callable[[str], None],
         device: torch.device,
     ) -> None:
+        """A layer is called with its input and the number of the micro-batch, None when evaluating."""
         self._groups, self._waiter, self._layers = groups, waiter, layers
         self._first, self._last = stage == 0, stage == stages - 1
         self._ahead = stages - stage
@@ -40,6 +44,7 @@ class PipelineStep:
         self._in_flight: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._sent: list[tuple[torch.Tensor, Any]] = []
         self.losses: list[tuple[int, float]] = []
+        self.held_out_losses: list[tuple[int, float]] = []
 
     def run(
         self, micro_batches: Sequence[int], data: Sequence[tuple[torch.Tensor, torch.Tensor]], weight: float
@@ -60,25 +65,56 @@ class PipelineStep:
             if warm_up + index < len(micro_batches):
                 self._forward(micro_batches[warm_up + index], data[warm_up + index])
 
+    def evaluate(
+        self, micro_batches: Sequence[int], data: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    ) -> None:
+        """The losses of held-out `micro_batches`, forward only, into `held_out_losses`.
+
+        A stage runs ahead of the next by no more micro-batches than in training.
+
+        Raises:
+            AbandonedError: the generation was aborted.
+            RuntimeError: the network failed.
+        """
+        with torch.no_grad():
+            for index, micro_batch in enumerate(micro_batches):
+                if index >= self._ahead and not self._last:
+                    self._waiter.wait(self._sent[index - self._ahead][1])
+                out = self._through(self._input(_HELD_OUT + micro_batch, data[index][0]), None)
+                if self._last:
+                    self.held_out_losses.append((micro_batch, float(self._loss(out, data[index][1]))))
+                else:
+                    self._send(out, _HELD_OUT + micro_batch)
+                self._point("evaluate")
+
     def _forward(self, micro_batch: int, data: tuple[torch.Tensor, torch.Tensor]) -> None:
-        self._waiter.check()
-        if self._first:
-            received = data[0]
-        else:
-            received = torch.empty(self._shape, device=self._device)
-            self._waiter.wait(self._groups.receive_activation(received, micro_batch))
+        received = self._input(micro_batch, data[0])
+        if not self._first:
             received.requires_grad_()
-        out = received
-        for layer in self._layers:
-            out = layer(out)
+        out = self._through(received, micro_batch)
         if self._last:
             out = self._loss(out, data[1])
             self.losses.append((micro_batch, float(out.detach())))
         else:
-            activation = out.detach()
-            self._sent.append((activation, self._groups.send_activation(activation, micro_batch)))
+            self._send(out.detach(), micro_batch)
         self._in_flight.append((received, out))
         self._point("forward")
+
+    def _input(self, number: int, tokens: torch.Tensor) -> torch.Tensor:
+        self._waiter.check()
+        if self._first:
+            return tokens
+        received = torch.empty(self._shape, device=self._device)
+        self._waiter.wait(self._groups.receive_activation(received, number))
+        return received
+
+    def _through(self, out: torch.Tensor, micro_batch: int | None) -> torch.Tensor:
+        for layer in self._layers:
+            out = layer(out, micro_batch)
+        return out
+
+    def _send(self, activation: torch.Tensor, number: int) -> None:
+        self._sent.append((activation, self._groups.send_activation(activation, number)))
 
     def _backward(self, micro_batch: int, weight: float) -> None:
         self._waiter.check()

@@ -14,6 +14,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch import nn
 # Adding and subtracting 1.5 * 2^(52-42) in float64 rounds to a multiple of 2^-42 for |x| < 2^9.
 _GRID = 1.5 * 2.0 ** (52 - 42)
 ROWS = 3
+_ALIGNMENT = 16  # values: a layer's slice of the flat gradient begins at a multiple of 64 bytes
 
 
 @dataclass(frozen=True)
@@ -39,16 +41,20 @@ class LayerState:
     """One layer of the model with its optimiser state, zero until it is initialised or received.
 
     `module` comes from the meta device; its parameters become views of `buffer`, [3, N] fp32. `gradient` is a
-    slice of the generation's flat gradient, set by `bind`.
+    slice of the generation's flat gradient, set by `bind`. The tensor called `tied` is held by another layer
+    too: `tied` is its part of the flat state, None where there is none.
     """
 
-    def __init__(self, index: int, module: nn.Module, exact: bool, device: torch.device) -> None:
+    def __init__(
+        self, index: int, module: nn.Module, exact: bool, device: torch.device, tied: str | None = None
+    ) -> None:
         self.index = index
+        self.tied: slice | None = None
         self.module = module
         self._exact = exact
         named = [
-            (owner, name, p)
-            for owner in module.modules()
+            (owner, f"{prefix}.{name}" if prefix else name, p)
+            for prefix, owner in module.named_modules()
             for name, p in owner._parameters.items()
             if p is not None
         ]
@@ -62,8 +68,12 @@ class LayerState:
             parameter = nn.Parameter(self.buffer[0, start:end].view(meta.shape))
             hook = self._accumulator(start, end)
             parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
-            setattr(owner, name, parameter)
+            setattr(owner, name.rpartition(".")[2], parameter)
+            if name == tied:
+                self.tied = slice(start, end)
             start = end
+        bounds = [0, self.size] if self.tied is None else [0, self.tied.start, self.tied.stop, self.size]
+        self._parts = [slice(a, b) for a, b in pairwise(bounds) if a < b]
 
     def bind(self, gradient: torch.Tensor) -> None:
         """Accumulate into this slice from now on."""
@@ -90,9 +100,16 @@ class LayerState:
         """SHA-256 of the fp32 weights, hexadecimal."""
         return hashlib.sha256(bytes_of(self.buffer[0])).hexdigest()
 
+    def tied_digest(self) -> str:
+        """SHA-256 of weights and moments of what another layer holds too."""
+        assert self.tied is not None
+        return hashlib.sha256(bytes_of(self.buffer[:, self.tied].contiguous())).hexdigest()
+
     def square_norm(self) -> float:
-        """Squared norm of the accumulated gradient, in float64."""
-        return float(torch.dot(self.gradient, self.gradient).double())
+        """Squared norm of the accumulated gradient, in float64; of a tied tensor in the first layer only."""
+        own = [part for part in self._parts if part != self.tied or self.index == 0]
+        gradients = [self.gradient[part] for part in own]
+        return sum(float(torch.dot(gradient, gradient).double()) for gradient in gradients)
 
     def scaled(self, scale: float) -> torch.Tensor:
         """The accumulated gradient times `scale` in fp32: all that an update depends on. Not reused."""
@@ -109,8 +126,21 @@ class LayerState:
 
         Whoever holds the same state and gives the same gradient gets the same bits.
         """
-        count = step + 1
-        weights, first, second = self.buffer
+        # Vector instructions may round unlike the scalar ones at the end of a range, so a tied tensor is a
+        # range of its own: its two copies stay equal wherever they lie in their layers.
+        for part in self._parts:
+            self._update(part, step + 1, gradient[part], optimiser, half_way)
+            half_way = None
+
+    def _update(
+        self,
+        part: slice,
+        count: int,
+        gradient: torch.Tensor,
+        optimiser: AdamW,
+        half_way: Callable[[], None] | None,
+    ) -> None:
+        weights, first, second = self.buffer[:, part]
         weights.mul_(1 - optimiser.learning_rate * optimiser.weight_decay)
         first.lerp_(gradient, 1 - optimiser.beta1)
         if half_way is not None:
@@ -142,11 +172,14 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
 def bind_gradients(layers: Sequence[LayerState], exact: bool) -> torch.Tensor:
     """One flat zeroed gradient for these layers; each accumulates into its slice.
 
-    A generation has its own, since an abandoned reduction may go on writing into the old one.
+    A generation has its own, since an abandoned reduction may go on writing into the old one. Slices are
+    aligned, so that a layer's norm is summed in the same way whatever lies before it.
     """
-    flat = torch.zeros(sum(layer.size for layer in layers), dtype=torch.float64 if exact else torch.float32)
+    padded = [-(-layer.size // _ALIGNMENT) * _ALIGNMENT for layer in layers]
+    device = layers[0].buffer.device
+    flat = torch.zeros(sum(padded), dtype=torch.float64 if exact else torch.float32, device=device)
     start = 0
-    for layer in layers:
+    for layer, size in zip(layers, padded, strict=True):
         layer.bind(flat[start : start + layer.size])
-        start += layer.size
+        start += size
     return flat

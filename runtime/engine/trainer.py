@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from runtime.control.digests import TIED_TABLE
 from runtime.control.messages import Vote
-from runtime.engine.data import Corpus
+from runtime.engine.data import Corpus, CorpusError
 from runtime.engine.generation import Generation, compute_device
 from runtime.engine.models import gpt
-from runtime.engine.numerics import Numerics
+from runtime.engine.numerics import Numerics, dropout_seed
 from runtime.engine.schedule import PipelineStep
 from runtime.engine.state import AdamW, LayerState, bind_gradients
+from runtime.engine.tie import sum_tied
 from runtime.planning.ledger import SampleOrder
 from runtime.planning.model import ModelSpec
 
@@ -30,7 +32,12 @@ class Trainer:
         self._training = model.training
         self._seed, self._exact = seed, exact
         self._corpus = corpus
-        self._order = SampleOrder(corpus.samples, self._training.mini_batch, seed)
+        if self.samples < 1:
+            raise CorpusError(
+                f"{corpus.samples} samples of data, and eval_samples holds {self._training.held_out} of them "
+                "out: give more data"
+            )
+        self._order = SampleOrder(self.samples, self._training.mini_batch, seed)
         self._point = point
         self._micro_batches = self._training.micro_batches
         self._optimiser = AdamW(
@@ -45,6 +52,11 @@ class Trainer:
         self.step = 0
         self.layers: dict[int, LayerState] = {}
 
+    @property
+    def samples(self) -> int:
+        """How many samples an epoch has: those that are not held out."""
+        return self._corpus.samples - self._training.held_out
+
     def warm_up(self) -> None:
         """Run one micro-batch through a throwaway embedding, block and head.
 
@@ -55,7 +67,7 @@ class Trainer:
         bind_gradients(layers, self._exact)
         out, targets = (t.to(self._device) for t in self._corpus.batch([0] * self._training.micro_batch))
         for layer in layers:
-            out = self._numerics.forward(layer.module, out)
+            out = self._numerics.forward(layer.module, out, seed=0)
         gpt.loss_of(out, targets).backward()  # type: ignore[no-untyped-call]
         for layer in layers:
             layer.square_norm()
@@ -63,7 +75,8 @@ class Trainer:
 
     def new_layer(self, index: int, from_seed: bool) -> LayerState:
         """A layer of its own memory: initialised from the seed, or zero until its state arrives."""
-        state = LayerState(index, gpt.build_layer(self._shape, index), self._exact, self._device)
+        module, tied = gpt.build_layer(self._shape, index), gpt.tied_parameter(self._shape, index)
+        state = LayerState(index, module, self._exact, self._device, tied)
         if from_seed:
             gpt.initialise_layer(state.module, self._shape, index, self._seed)
         return state
@@ -97,12 +110,10 @@ class Trainer:
         training = self._training
         generation.gradient.zero_()
         mine = [self.layers[index] for index in generation.layers]
-        ids = self._order.samples(self.step)
-        micro_batches = generation.micro_batches(self._micro_batches)
         step = PipelineStep(
             generation.groups(),
             generation.waiter,
-            [partial(self._numerics.forward, layer.module) for layer in mine],
+            [self._forward_of(layer) for layer in mine],
             generation.stage,
             generation.stages,
             (training.micro_batch, self._shape.seq, self._shape.d_model),
@@ -111,16 +122,32 @@ class Trainer:
             self._device,
         )
         generation.keep_alive = step
+        if training.evaluates(self.step):
+            held_out = generation.micro_batches(training.held_out // training.micro_batch)
+            ids: Sequence[int] = range(self.samples, self._corpus.samples)
+            step.evaluate(held_out, self._data(generation, ids, held_out))
+        ids, micro_batches = self._order.samples(self.step), generation.micro_batches(self._micro_batches)
         step.run(micro_batches, self._data(generation, ids, micro_batches), 1.0 / self._micro_batches)
         work = generation.groups().reduce(generation.gradient)
         self._point("reduce")
         if work is not None:
             generation.waiter.wait(work)
+        if self._shape.tied_embeddings:
+            sum_tied(generation, self.layers)
         norms: list[list[Any]] = []
         if generation.pipeline == 0:
             norms = [[layer.index, layer.square_norm()] for layer in mine]
-        losses = [[micro_batch, loss] for micro_batch, loss in step.losses]
-        return Vote(generation.number, self.step, losses, norms)
+        losses, held_out_losses = ([list(pair) for pair in at] for at in (step.losses, step.held_out_losses))
+        return Vote(generation.number, self.step, losses, norms, held_out_losses=held_out_losses)
+
+    def _forward_of(self, layer: LayerState) -> Callable[[torch.Tensor, int | None], torch.Tensor]:
+        def forward(x: torch.Tensor, micro_batch: int | None) -> torch.Tensor:
+            seed = None
+            if micro_batch is not None and self._training.dropout:
+                seed = dropout_seed(self._seed, self.step, micro_batch, layer.index)
+            return self._numerics.forward(layer.module, x, seed)
+
+        return forward
 
     def apply(
         self, generation: Generation, scale: float, keep: Callable[[int, int, torch.Tensor], None]
@@ -129,11 +156,12 @@ class Trainer:
 
         `keep` gets each layer's index, the step and the gradient, just before it is used.
         """
+        optimiser = self._optimiser_at(self.step)
         for count, index in enumerate(generation.layers):
             half_way = (lambda: self._point("optimiser")) if count == 0 else None
             gradient = self.layers[index].scaled(scale)
             keep(index, self.step, gradient)
-            self.layers[index].update(self.step, gradient, self._optimiser, half_way)
+            self.layers[index].update(self.step, gradient, optimiser, half_way)
         if generation.fresh:
             generation.fresh = False
             for index in [i for i in self.layers if i not in generation.layers]:
@@ -143,7 +171,7 @@ class Trainer:
 
     def replay(self, layer: LayerState, step: int, gradient: torch.Tensor) -> None:
         """Bring a copy of a layer from `step` to the next, by the gradient that others committed it with."""
-        layer.update(step, gradient.to(self._device), self._optimiser)
+        layer.update(step, gradient.to(self._device), self._optimiser_at(step))
 
     def rescue(self, step: int, copied: Mapping[int, LayerState]) -> None:
         """Keep layers that were copied ahead, at `step`, for a generation that will not be."""
@@ -151,6 +179,15 @@ class Trainer:
             self.step = step
         if step == self.step:
             self.layers = {**copied, **self.layers}
+
+    def _optimiser_at(self, step: int) -> AdamW:
+        return replace(self._optimiser, learning_rate=self._training.learning_rate_at(step))
+
+    def digests(self) -> list[list[Any]]:
+        """[layer, SHA-256] of every layer held, and of its copy of a tied table."""
+        layers = [self.layers[index] for index in sorted(self.layers)]
+        digests = [[layer.index, layer.digest()] for layer in layers]
+        return digests + [[TIED_TABLE, layer.tied_digest()] for layer in layers if layer.tied is not None]
 
     def sources(self) -> dict[int, Callable[[], memoryview]]:
         """How to get the bytes of every layer held."""

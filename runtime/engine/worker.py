@@ -89,6 +89,8 @@ class Worker:
                 self._obey(message)
             except AbandonedError:
                 continue  # the abort itself is next in the inbox
+            except CorpusError as error:
+                self._send(messages.Configured(0, "", error=str(error)))  # no other node could go on either
             except (RuntimeError, OSError) as error:
                 generation = self._current.number if self._current else -1
                 self._send(messages.Failed(generation, f"{type(error).__name__}: {error}"[:300]))
@@ -126,9 +128,7 @@ class Worker:
                 self._release()
             case messages.Digest():
                 assert self._trainer is not None
-                layers = sorted(self._trainer.layers.items())
-                digests = [[index, layer.digest()] for index, layer in layers]
-                self._send(messages.Digests(self._step, digests))
+                self._send(messages.Digests(self._step, self._trainer.digests()))
             case messages.Stop():
                 os._exit(0)
 
@@ -146,10 +146,11 @@ class Worker:
         try:
             model = parse_model(message.model, source=str(message.model.get("name")))
             assert model.gpt is not None
-            corpus = Corpus(message.corpus, model.gpt.seq)
+            corpus = Corpus(message.corpus, model.gpt.seq, model.gpt.vocab)
             # On a GPU exact sums cost too much memory, and its kernels would not keep the promise anyway.
             exact = message.exact and compute_device().type == "cpu"
             trainer = Trainer(model, message.seed, corpus, exact, self._point)
+            corpus_digest = corpus.digest()
         except (InputError, CorpusError) as error:
             self._send(messages.Configured(0, "", error=str(error)))
             return
@@ -161,7 +162,7 @@ class Worker:
             self._backup = Address(message.backup[0], message.backup[1])
             self._pusher = BackupPusher(self._backup, token)
         self._trainer.warm_up()
-        self._send(messages.Configured(corpus.samples, corpus.digest(), self._trainer.parameters()))
+        self._send(messages.Configured(trainer.samples, corpus_digest, self._trainer.parameters()))
 
     # ---- generations -----------------------------------------------------------------------------------
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from runtime.planning.layout import Cuts
-from runtime.planning.model import BYTES_PER_VALUE, ModelSpec
+from runtime.planning.model import ModelSpec
+from runtime.planning.training import BYTES_PER_VALUE
 from runtime.planning.types import Layout
 
 # Per parameter, two moments; weights and gradients in the training type, and in fp32 too if that differs.

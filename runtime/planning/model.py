@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from runtime.planning.errors import InputError
 from runtime.planning.layout import layout_problem
+from runtime.planning.table import Table
+from runtime.planning.training import BYTES_PER_VALUE, TrainingSpec, parse_training
 from runtime.planning.types import Layout
 
-BYTES_PER_VALUE = {"fp32": 4, "fp16": 2, "bf16": 2}
 FAMILIES = ("gpt", "profile")
 
 
@@ -32,37 +31,22 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class GptShape:
-    """The numbers that make a GPT: blocks, width, heads, vocabulary and sequence length in tokens."""
+    """The numbers that make a GPT: blocks, width, heads, vocabulary and sequence length in tokens.
+
+    `tied_embeddings`: the output matrix is the token table, one set of numbers in two layers.
+    """
 
     layers: int
     d_model: int
     heads: int
     vocab: int
     seq: int
-
-
-@dataclass(frozen=True)
-class TrainingSpec:
-    """How a model is trained: batch sizes in samples, and AdamW's constants. `clip_norm` 0: no clipping.
-
-    `recompute`: activations are not kept but computed again in the backward pass.
-    """
-
-    mini_batch: int
-    micro_batch: int
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
-    clip_norm: float = 1.0
-    dtype: str = "fp32"
-    recompute: bool = False
+    tied_embeddings: bool = False
 
     @property
-    def micro_batches(self) -> int:
-        """How many micro-batches make one step, over all pipelines."""
-        return self.mini_batch // self.micro_batch
+    def tied_params(self) -> int:
+        """Parameters that the head shares with the embedding; each of the two holds a copy."""
+        return self.vocab * self.d_model if self.tied_embeddings else 0
 
 
 @dataclass(frozen=True)
@@ -107,81 +91,13 @@ class ModelSpec:
 
     @property
     def params(self) -> int:
-        """Parameters of the whole model."""
+        """Parameters of the whole model; what two layers share counts once."""
+        return self.state_params - (self.gpt.tied_params if self.gpt else 0)
+
+    @property
+    def state_params(self) -> int:
+        """Parameters that the layers hold, copies included."""
         return sum(layer.params for layer in self.layers)
-
-
-class _Table:
-    """One TOML table that knows where it came from, so that every complaint names file and key."""
-
-    def __init__(self, data: Mapping[str, Any], source: str, where: str = "") -> None:
-        self.data = data
-        self.source = source
-        self.where = where
-        self.used: set[str] = set()
-
-    def key(self, name: str) -> str:
-        return f"{self.where}.{name}" if self.where else name
-
-    def fail(self, name: str, problem: str) -> InputError:
-        return InputError(f"{self.source}: {self.key(name)}: {problem}")
-
-    def table(self, name: str, required: bool = True) -> _Table | None:
-        self.used.add(name)
-        value = self.data.get(name)
-        if value is None:
-            if required:
-                raise self.fail(name, "this table is missing")
-            return None
-        if not isinstance(value, Mapping):
-            raise self.fail(name, "must be a table")
-        return _Table(value, self.source, self.key(name))
-
-    def need(self, name: str) -> _Table:
-        table = self.table(name)
-        assert table is not None
-        return table
-
-    def text(self, name: str, default: str | None = None) -> str:
-        self.used.add(name)
-        value = self.data.get(name, default)
-        if value is None:
-            raise self.fail(name, "is missing; give a text")
-        if not isinstance(value, str) or not value:
-            raise self.fail(name, f"must be a text, not {value!r}")
-        return value
-
-    def number(
-        self, name: str, default: float | None = None, low: float = 0.0, above: float | None = None
-    ) -> float:
-        self.used.add(name)
-        value = self.data.get(name, default)
-        if value is None:
-            raise self.fail(name, "is missing; give a number")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise self.fail(name, f"must be a number, not {value!r}")
-        if value < low or (above is not None and value <= above):
-            bound = f"above {above:g}" if above is not None else f"at least {low:g}"
-            raise self.fail(name, f"must be {bound}, not {value!r}")
-        return float(value)
-
-    def flag(self, name: str, default: bool) -> bool:
-        self.used.add(name)
-        value = self.data.get(name, default)
-        if not isinstance(value, bool):
-            raise self.fail(name, f"must be true or false, not {value!r}")
-        return value
-
-    def count(self, name: str, default: int | None = None, low: int = 1) -> int:
-        value = self.number(name, default, low=low)
-        if value != int(value):
-            raise self.fail(name, f"must be a whole number, not {value!r}")
-        return int(value)
-
-    def no_more(self) -> None:
-        unknown = sorted(set(self.data) - self.used)
-        if unknown:
-            raise self.fail(unknown[0], f"unknown key; known here: {', '.join(sorted(self.used))}")
 
 
 def parse_model(data: Mapping[str, Any], source: str) -> ModelSpec:
@@ -190,12 +106,12 @@ def parse_model(data: Mapping[str, Any], source: str) -> ModelSpec:
     Raises:
         InputError: a key is missing, unknown or impossible.
     """
-    top = _Table(data, source)
+    top = Table(data, source)
     name = top.text("name")
     family = top.text("family")
     if family not in FAMILIES:
         raise top.fail("family", f"must be one of {', '.join(FAMILIES)}, not {family!r}")
-    training = _training(top.need("training"))
+    training = parse_training(top.need("training"))
     gpt = None
     if family == "gpt":
         gpt = _gpt_shape(top.need("gpt"))
@@ -242,7 +158,7 @@ def parse_model(data: Mapping[str, Any], source: str) -> ModelSpec:
     )
 
 
-def _measured_rows(profile: _Table, layers: int, micro_batches: int) -> dict[tuple[int, int], float]:
+def _measured_rows(profile: Table, layers: int, micro_batches: int) -> dict[tuple[int, int], float]:
     """The rows [pipelines, stages, milliseconds a step] of `iteration_ms`, in seconds; none if absent."""
     profile.used.add("iteration_ms")
     listed = profile.data.get("iteration_ms", [])
@@ -253,7 +169,7 @@ def _measured_rows(profile: _Table, layers: int, micro_batches: int) -> dict[tup
         key = f"iteration_ms[{number}]"
         if not isinstance(row, list) or len(row) != 3:
             raise profile.fail(key, f"must be [pipelines, stages, milliseconds], not {row!r}")
-        cells = _Table(
+        cells = Table(
             dict(zip(("pipelines", "stages", "ms"), row, strict=True)), profile.source, profile.key(key)
         )
         layout = (cells.count("pipelines"), cells.count("stages"))
@@ -267,7 +183,7 @@ def gpt_layers(shape: GptShape, dtype: str = "fp32") -> tuple[LayerSpec, ...]:
     """The layers of a GPT: embedding, blocks, head; parameter counts are exact.
 
     Embedding: token and position tables. Block: pre-LN, qkv and output projections with bias, a 4x MLP.
-    Head: final LayerNorm and its own output matrix without bias (not tied to the embedding). Activation
+    Head: final LayerNorm and an output matrix without bias: its own, or a copy of the token table. Activation
     bytes follow Korthikanti et al. 2022: s x h x (34 + 5 a s / h) for 16-bit values.
     """
     d, seq, vocab = shape.d_model, shape.seq, shape.vocab
@@ -297,41 +213,14 @@ def gpt_layers(shape: GptShape, dtype: str = "fp32") -> tuple[LayerSpec, ...]:
     return (embedding, *blocks, head)
 
 
-def _training(table: _Table) -> TrainingSpec:
-    spec = TrainingSpec(
-        mini_batch=table.count("mini_batch"),
-        micro_batch=table.count("micro_batch"),
-        learning_rate=table.number("learning_rate", TrainingSpec.learning_rate, above=0.0),
-        weight_decay=table.number("weight_decay", TrainingSpec.weight_decay),
-        beta1=table.number("beta1", TrainingSpec.beta1),
-        beta2=table.number("beta2", TrainingSpec.beta2),
-        epsilon=table.number("epsilon", TrainingSpec.epsilon, above=0.0),
-        clip_norm=table.number("clip_norm", TrainingSpec.clip_norm),
-        dtype=table.text("dtype", TrainingSpec.dtype),
-        recompute=table.flag("recompute", TrainingSpec.recompute),
-    )
-    table.no_more()
-    for name in ("beta1", "beta2"):
-        if getattr(spec, name) >= 1:
-            raise table.fail(name, "must be below 1")
-    if spec.dtype not in BYTES_PER_VALUE:
-        raise table.fail("dtype", f"must be one of {', '.join(BYTES_PER_VALUE)}, not {spec.dtype!r}")
-    if spec.mini_batch % spec.micro_batch:
-        raise table.fail(
-            "micro_batch",
-            f"must divide mini_batch: {spec.mini_batch} = {spec.mini_batch // spec.micro_batch} x "
-            f"{spec.micro_batch} + {spec.mini_batch % spec.micro_batch}",
-        )
-    return spec
-
-
-def _gpt_shape(table: _Table) -> GptShape:
+def _gpt_shape(table: Table) -> GptShape:
     shape = GptShape(
         layers=table.count("layers"),
         d_model=table.count("d_model"),
         heads=table.count("heads"),
         vocab=table.count("vocab"),
         seq=table.count("seq"),
+        tied_embeddings=table.flag("tied_embeddings", GptShape.tied_embeddings),
     )
     table.no_more()
     if shape.d_model % shape.heads:
@@ -339,7 +228,7 @@ def _gpt_shape(table: _Table) -> GptShape:
     return shape
 
 
-def _listed_layers(top: _Table) -> tuple[LayerSpec, ...]:
+def _listed_layers(top: Table) -> tuple[LayerSpec, ...]:
     top.used.add("layers")
     rows = top.data.get("layers")
     if not isinstance(rows, list) or not rows:
@@ -350,7 +239,7 @@ def _listed_layers(top: _Table) -> tuple[LayerSpec, ...]:
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise top.fail(f"layers[{number}]", "must be a table")
-        table = _Table(row, top.source, f"layers[{number}]")
+        table = Table(row, top.source, f"layers[{number}]")
         name, repeat = table.text("name"), table.count("count", 1)
         for copy in range(repeat):
             layers.append(
@@ -370,7 +259,7 @@ def _listed_layers(top: _Table) -> tuple[LayerSpec, ...]:
     return tuple(layers)
 
 
-def _device(table: _Table) -> DeviceSpec:
+def _device(table: Table) -> DeviceSpec:
     device = DeviceSpec(
         name=table.text("name"),
         memory_bytes=table.count("memory_bytes"),

@@ -98,10 +98,22 @@ class Crew:
         token: str | None = None,
         exact: bool = True,
     ) -> None:
+        self.workers = {name: WorkerHandle(name) for name in names}
+        self.configure(template, seed, faults, backup, token, exact)
+
+    def configure(
+        self,
+        template: dict[str, Any] | None = None,
+        seed: int = 1,
+        faults: Sequence[dict[str, Any]] = (),
+        backup: tuple[str, int] | None = None,
+        token: str | None = None,
+        exact: bool = True,
+    ) -> None:
+        """Tell every worker what to train; may be done again, with something else."""
         self.template = template or tiny_template()
         self.layers = int(self.template["gpt"]["layers"]) + 2
         self.token = token or secrets.token_hex(16)
-        self.workers = {name: WorkerHandle(name) for name in names}
         for name, worker in self.workers.items():
             worker.send(
                 messages.Configure(

@@ -29,7 +29,13 @@ def test_every_shipped_model_is_good() -> None:
 
 @pytest.mark.parametrize(
     ("name", "params"),
-    [("resnet152", 60_192_808), ("vgg19", 143_667_240), ("gpt-tiny", 336_896), ("bert-large", 365_875_200)],
+    [
+        ("resnet152", 60_192_808),
+        ("vgg19", 143_667_240),
+        ("gpt-tiny", 336_896),
+        ("gpt-tied", 320_512),
+        ("bert-large", 365_875_200),
+    ],
 )
 def test_parameter_counts_are_exact(name: str, params: int) -> None:
     """Those of the papers, and of our own GPT."""
@@ -59,6 +65,13 @@ def test_a_gpt_block_has_the_parameters_of_the_measured_one() -> None:
         ("training.learning_rate", 0, "my.toml: training.learning_rate: must be above 0"),
         ("device.memory_bytes", -1, "my.toml: device.memory_bytes: must be at least 1"),
         ("price.spot_usd_per_hour", None, "my.toml: price.spot_usd_per_hour: is missing"),
+        ("training.schedule", "step", "my.toml: training.schedule: must be one of constant, linear, cosine"),
+        ("training.schedule", "cosine", "my.toml: training.decay_steps: must be above warmup_steps, 0"),
+        ("training.decay_steps", 5, "my.toml: training.decay_steps: means nothing without schedule"),
+        ("training.warmup_steps", -1, "my.toml: training.warmup_steps: must be at least 0"),
+        ("training.dropout", 1, "my.toml: training.dropout: must be below 1"),
+        ("training.eval_samples", 3, "my.toml: training.eval_samples: must be whole micro-batches: 3"),
+        ("gpt.tied_embeddings", 1, "my.toml: gpt.tied_embeddings: must be true or false"),
         ("training.momentum", 1, "my.toml: training.momentum: unknown key"),
     ],
 )

@@ -49,12 +49,12 @@ def check_memory(spec: ModelSpec) -> None:
     Raises:
         InputError: it does not fit; the message has the arithmetic.
     """
-    needed = spec.params * (STATE_BYTES_PER_PARAM + GRADIENT_BYTES_PER_PARAM)
+    needed = spec.state_params * (STATE_BYTES_PER_PARAM + GRADIENT_BYTES_PER_PARAM)
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > free:
         raise InputError(
-            f"{spec.name}: {spec.params:,} parameters need {needed / 1e9:.0f} GB for weights, moments and "
-            f"gradients, and this machine has {free / 1e9:.0f} GB free; train it on another cloud"
+            f"{spec.name}: {spec.state_params:,} parameters need {needed / 1e9:.0f} GB for weights, moments "
+            f"and gradients, and this machine has {free / 1e9:.0f} GB free; train it on another cloud"
         )
 
 

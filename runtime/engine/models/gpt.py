@@ -1,6 +1,8 @@
 """A GPT as a list of layers: embedding, pre-norm blocks, head (Radford et al., 2019).
 
-Layer i of a model and seed is the same everywhere: any node can make any layer by itself.
+Layer i of a model and seed is the same everywhere: any node can make any layer by itself. Dropout is where
+GPT-2 has it (after the embedding, on attention weights, on both residual branches) and draws from torch's
+default generator, which `Numerics.forward` seeds anew for every layer and micro-batch.
 """
 
 from __future__ import annotations
@@ -50,8 +52,9 @@ class Embedding(nn.Module):
         self.token = _shape_only(shape.vocab, shape.d_model)
         self.position = _shape_only(shape.seq, shape.d_model)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return functional.embedding(tokens, self.token) + self.position[: tokens.shape[1]]
+    def forward(self, tokens: torch.Tensor, dropout: float) -> torch.Tensor:
+        out = functional.embedding(tokens, self.token) + self.position[: tokens.shape[1]]
+        return _dropped(out, dropout)
 
 
 class Block(nn.Module):
@@ -65,14 +68,15 @@ class Block(nn.Module):
         self.qkv, self.project = Linear(d, 3 * d), Linear(d, d)
         self.expand, self.contract = Linear(d, 4 * d), Linear(4 * d, d)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, dropout: float) -> torch.Tensor:
         batch, seq, d = x.shape
         qkv = self.qkv(self.norm_attention(x)).view(batch, seq, 3, self.heads, d // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        x = x + self.project(attended.transpose(1, 2).reshape(batch, seq, d))
-        out: torch.Tensor = x + self.contract(functional.gelu(self.expand(self.norm_mlp(x))))
-        return out
+        attended = functional.scaled_dot_product_attention(
+            query, key, value, dropout_p=dropout, is_causal=True
+        )
+        x = x + _dropped(self.project(attended.transpose(1, 2).reshape(batch, seq, d)), dropout)
+        return x + _dropped(self.contract(functional.gelu(self.expand(self.norm_mlp(x)))), dropout)
 
 
 class Head(nn.Module):
@@ -83,9 +87,13 @@ class Head(nn.Module):
         self.norm = LayerNorm(shape.d_model)
         self.output = Linear(shape.d_model, shape.vocab, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, dropout: float) -> torch.Tensor:
         out: torch.Tensor = self.output(self.norm(x))
         return out
+
+
+def _dropped(x: torch.Tensor, dropout: float) -> torch.Tensor:
+    return functional.dropout(x, dropout) if dropout else x
 
 
 def build_layer(shape: GptShape, index: int) -> nn.Module:
@@ -99,17 +107,32 @@ def initialise_layer(layer: nn.Module, shape: GptShape, index: int, seed: int) -
     """Fill the parameters in place, as a function of `seed` and `index` alone.
 
     Matrices are normal with deviation 0.02, those that end in the residual stream divided by
-    sqrt(2 * layers); norms start at one, biases at zero.
+    sqrt(2 * layers); norms start at one, biases at zero. A tied output matrix starts as the token table.
     """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+    generator = _generator(seed, index)
     residual = 0.02 / (2 * shape.layers) ** 0.5
+    tied = tied_parameter(shape, index)
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
-            if parameter.dim() >= 2:
+            if name == tied:
+                # The first numbers of the embedding's generator, in whichever layer they are drawn.
+                parameter.normal_(0.0, 0.02, generator=_generator(seed, 0) if index else generator)
+            elif parameter.dim() >= 2:
                 deviation = residual if name.startswith(("project", "contract")) else 0.02
                 parameter.normal_(0.0, deviation, generator=generator)
             else:
                 parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+
+
+def tied_parameter(shape: GptShape, index: int) -> str | None:
+    """The name of the tensor of layer `index` that another layer holds too; None where there is none."""
+    if not shape.tied_embeddings:
+        return None
+    return {0: "token", shape.layers + 1: "output.weight"}.get(index)
+
+
+def _generator(seed: int, index: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 1_000_003 + index)
 
 
 def loss_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
