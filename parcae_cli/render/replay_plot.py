@@ -82,7 +82,7 @@ def _availability(axes: Any, result: ReplayResult, policy: PolicyResult | None) 
                 )
     axes.set_ylim(0, max(levels, default=1) * 1.12)
     axes.set_ylabel(unit)
-    axes.legend(loc="lower left", frameon=False, ncols=2, fontsize=8)
+    axes.legend(loc="upper right", frameon=False, fontsize=8)
 
 
 def _samples(axes: Any, result: ReplayResult) -> None:

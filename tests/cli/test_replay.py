@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -90,7 +91,52 @@ def test_pictures_are_drawn(suffix: str, tmp_path: Path, capsys: pytest.CaptureF
     else:
         text = data.decode()
         assert "<svg" in text and "Decisions" in text
-        assert "src=" not in text and "<link" not in text and "<script" not in text
+        assert not [word for word in ("src=", "href=", "<link", "url(", "@import", "fetch(") if word in text]
+
+
+class _Tags(HTMLParser):
+    """Collects tags, and the content of the page's data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: dict[str, str] = {}
+        self.shown: set[str] = set()
+        self.rows = 0
+        self._inside = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self._inside = found.get("id") or ""
+        self.open.append(tag)
+        self.rows += "data-at" in found
+        if tag == "g" and found.get("data-shows"):
+            self.shown.add(str(found["data-shows"]))
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.ids[self._inside] = self.ids.get(self._inside, "") + data
+
+
+def test_the_page_shows_every_policy_its_luck_and_its_sweep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Layouts and curves of each policy, a section for seeds and one for the sweep, names made harmless."""
+    trace = tmp_path / "<b>&'.csv"
+    trace.write_text(Path(DEMO).read_text())
+    path = tmp_path / "report.html"
+    options = ("-p", "parcae,checkpoint,ideal", "--seeds", "2", "--sweep", "fleet=4,8", "--plot", str(path))
+    assert _run(capsys, "replay", str(trace), "-m", "gpt-tiny", *options)[0] == 0
+    text = path.read_text()
+    page = _Tags()
+    page.feed(text)
+    data = json.loads(page.ids["data"])
+    assert page.shown == set(data["policies"]) == {"parcae", "checkpoint", "ideal"}
+    for policy in data["policies"].values():
+        assert policy["layouts"] and policy["curve"] == sorted(policy["curve"])
+    assert page.rows > 5 and "<h2>Luck" in text and "<h2>Sweep" in text
+    assert "<b>&'" not in text and "&lt;b&gt;&amp;" in text
+    assert "prefers-color-scheme:dark" in text
 
 
 @pytest.mark.parametrize(
