@@ -73,6 +73,7 @@ class JobStatus:
     last_events: tuple[EventRecord, ...]
     result: Mapping[str, Any] | None
     curve: Curve
+    eval_loss: float | None = None
 
     @property
     def ended(self) -> bool:
@@ -201,6 +202,7 @@ def job_status(
         last_events=tuple(events),
         result=record.result,
         curve=Curve(curve.steps, losses, curve.seconds_per_step),
+        eval_loss=snapshot.get("eval_loss"),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,7 +76,16 @@ def launch(
         list[str] | None,
         typer.Option(
             metavar="GLOB",
-            help="Files to train on, as a glob; may be repeated. Default: Python's standard library.",
+            help="Files to train on, as a glob; may be repeated: text, or tokens in .bin or .npy files. "
+            "Default: Python's standard library.",
+        ),
+    ] = None,
+    eval_every: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Take the loss of held-out samples every N steps; 0: never. Default: the template's.",
         ),
     ] = None,
     seed: Annotated[
@@ -122,11 +130,12 @@ def launch(
     check_model(model)
     check_forecaster(forecaster)
 
-    from parcae_cli.catalogue import load_measured_costs, load_template
+    from parcae_cli.catalogue import load_measured_costs
     from parcae_cli.home import parcae_home
+    from parcae_cli.training_inputs import corpus_files, training_template
     from runtime.control.job import LaunchRequest
 
-    home = parcae_home()
+    home, template = parcae_home(), training_template(model, eval_every)
     request = LaunchRequest(
         name=job_name(name, model, home),
         model=str(Path(model).resolve()) if model.endswith(".toml") else model,
@@ -150,8 +159,8 @@ def launch(
         checkpoint=folder_of("--checkpoint", checkpoint),
         checkpoint_every=checkpoint_every,
         start_from=folder_of("--from", start_from, must_exist=True),
-        corpus=files_of(data or []),
-        template=load_template(model),
+        corpus=corpus_files(data or [], template),
+        template=template,
         cost_table=load_measured_costs(),
     )
     if cloud in RENTED and data:
@@ -314,31 +323,6 @@ def folder_of(option: str, named: str | None, must_exist: bool = False) -> Path 
     if (path.exists() and not path.is_dir()) or (must_exist and not path.exists()):
         raise UsageError(f"{option} {named}: no such folder")
     return path.resolve()
-
-
-def files_of(globs: list[str]) -> tuple[Path, ...]:
-    """The files that the globs name, sorted, each once.
-
-    Raises:
-        UsageError: a glob matches no file, or one of its files cannot be read.
-    """
-    found: set[Path] = set()
-    for pattern in globs:
-        # Path.glob refuses absolute patterns.
-        matches = glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207
-        files = [path for match in matches if (path := Path(match)).is_file()]
-        if not files:
-            raise UsageError(f"--data {pattern}: matches no file", "Quote the glob, and give a path to files")
-        for path in files:
-            try:
-                with path.open("rb") as file:
-                    file.read(1)
-            except OSError as error:
-                raise UsageError(f"--data {pattern}: {path} cannot be read: {error.strerror}") from None
-        found.update(path.resolve() for path in files)
-    if found and not any(path.stat().st_size for path in found):
-        raise UsageError(f"--data {' '.join(globs)}: all files are empty")
-    return tuple(sorted(found))
 
 
 def job_name(name: str | None, model: str, home: Path) -> str:

@@ -1,11 +1,14 @@
-"""`parcae models`: the models that come with Parcae."""
+"""`parcae models`: the models that come with Parcae, or all about one model."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from runtime.planning.model import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,18 @@ class ModelRow:
 
 
 def models(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Show how this model (or .toml file) is trained.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """List the models by name. Your own is a .toml file like these, given by its path."""
     from parcae_cli.catalogue import templates_folder
     from parcae_cli.render.output import print_json, text_console
 
+    if name is not None:
+        show_model(name, as_json)
+        return
     rows = list_models()
     if as_json:
         print_json({"models": [asdict(row) for row in rows]})
@@ -58,6 +67,66 @@ def models(
     console.print(
         f"\n[dim]Copy one from {templates_folder() / 'models'} to start your own.[/]", soft_wrap=True
     )
+
+
+def show_model(name: str, as_json: bool) -> None:
+    """Print one model's sizes and training settings.
+
+    Raises:
+        InputError: there is no such model, or its template is wrong.
+    """
+    from parcae_cli.catalogue import load_model
+    from parcae_cli.render.output import print_json, text_console
+
+    spec = load_model(name)
+    if as_json:
+        print_json(model_json(spec))
+        return
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    for key, value in model_facts(spec):
+        table.add_row(key, value)
+    console = text_console()
+    console.print(f"[bold]{spec.name}[/]")
+    console.print(table)
+
+
+def model_json(spec: ModelSpec) -> dict[str, Any]:
+    """What `parcae models NAME --json` prints: the template with every default filled in."""
+    return {
+        "name": spec.name,
+        "params": spec.params,
+        "layers": len(spec.layers),
+        "trains": spec.gpt is not None,
+        "gpt": None if spec.gpt is None else asdict(spec.gpt),
+        "training": asdict(spec.training),
+        "device": asdict(spec.device),
+        "price": asdict(spec.price),
+    }
+
+
+def model_facts(spec: ModelSpec) -> list[tuple[str, str]]:
+    """Names and values for people."""
+    training, gpt = spec.training, spec.gpt
+    facts = [("parameters", f"{spec.params:,} in {len(spec.layers)} layers")]
+    if gpt is None:
+        return [*facts, ("mini-batch", f"{training.mini_batch:,}"), ("use", "replay")]
+    tied = ", the embedding is the output matrix too" if gpt.tied_embeddings else ""
+    facts += [
+        ("shape", f"d_model {gpt.d_model}, {gpt.heads} heads, vocab {gpt.vocab:,}, seq {gpt.seq:,}{tied}"),
+        ("mini-batch", f"{training.mini_batch:,} in micro-batches of {training.micro_batch}"),
+        ("learning rate", training.schedule_text),
+        ("AdamW", f"betas {training.beta1:g} {training.beta2:g}, epsilon {training.epsilon:g}, "
+                  f"weight decay {training.weight_decay:g}"),
+        ("clipping", f"norm {training.clip_norm:g}" if training.clip_norm else "none"),
+        ("dropout", f"{training.dropout:g}" if training.dropout else "none"),
+        ("precision", training.dtype + (", activations recomputed" if training.recompute else "")),
+        ("evaluation", f"{training.eval_samples} held-out samples every {training.eval_every} steps"
+                       if training.eval_every else "none"),
+    ]  # fmt: skip
+    return facts
 
 
 def list_models() -> list[ModelRow]:

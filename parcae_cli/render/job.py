@@ -69,6 +69,8 @@ def print_result(result: JobResult, as_json: bool) -> None:
 
     colour = {"done": "green", "failed": "red"}.get(result.state, "yellow")
     loss = "-" if result.final_loss is None else f"{result.final_loss:.4f}"
+    if result.eval_loss is not None:
+        loss += f", {result.eval_loss:.4f} on held-out samples"
     changes = Counter(str(record.kind) for record in result.migrations)
     lost = sum(len(record.nodes_lost) for record in result.migrations)
     joined = sum(len(record.nodes_joined) for record in result.migrations)

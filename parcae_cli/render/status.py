@@ -185,6 +185,8 @@ def _loss(status: JobStatus, inner: int, height: int) -> RenderableType:
     losses = [loss for loss in status.curve.losses if math.isfinite(loss)]
     height = max(3, min(height, 10))
     title = "loss" + (f"  [green]{status.loss:.4f}[/]" if status.loss is not None else "")
+    if status.eval_loss is not None:
+        title += f"  [cyan]{status.eval_loss:.4f} held out[/]"
     if len(losses) < 2:
         return _panel(Text("no curve yet" + "\n" * (height - 1), "dim"), title)
     high, low = f"{max(losses):.2f}", f"{min(losses):.2f}"

@@ -127,7 +127,8 @@ class MigrationRecord:
 class JobResult:
     """How a job ended. `state` is `done`, `failed` or `interrupted`; `why` explains the last two.
 
-    `weights_sha256` and `final_loss` are None where no step was committed.
+    `weights_sha256` and `final_loss` are None where no step was committed, `eval_loss` (the newest held-out
+    loss) where none was evaluated.
     """
 
     job: str
@@ -143,6 +144,7 @@ class JobResult:
     migrations: tuple[MigrationRecord, ...] = ()
     usd_on_demand: float = 0.0
     why: str = ""
+    eval_loss: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The one object that `parcae launch --json` prints."""

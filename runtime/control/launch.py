@@ -13,6 +13,7 @@ from cloud.provider import CloudError, MaybeStillRunningError, SpotProvider
 from runtime.control import checkpoint
 from runtime.control.backup import Backup
 from runtime.control.checkpoint import Checkpoint
+from runtime.control.continuation import check_continues
 from runtime.control.coordinator import Coordinator
 from runtime.control.fleet import Fleet
 from runtime.control.job import JobResult, LaunchRequest
@@ -97,6 +98,7 @@ def read_start(request: LaunchRequest, spec: ModelSpec) -> Checkpoint | None:
             f"{request.start_from}: holds {len(sizes)} layers of {sum(sizes.values()):,} parameters; "
             f"{spec.name} has {len(spec.layers)} of {spec.state_params:,}"
         )
+    check_continues(start, request.start_from, spec, request.seed)
     if start.step >= request.steps:
         raise InputError(
             f"{request.start_from}: stands at step {start.step}; give --steps above that, not {request.steps}"
@@ -224,6 +226,7 @@ class _Job:
             migrations=tuple(recorder.migrations),
             usd_on_demand=usd_on_demand,
             why=why,
+            eval_loss=recorder.eval_loss,
         )
 
 

@@ -81,7 +81,7 @@ class Recorder:
         self._notices: dict[str, float] = {}
         self._recent: deque[tuple[float, int]] = deque()
         self._losses: list[float] = []
-        self._eval_loss: float | None = None
+        self._evaluations: list[tuple[int, float]] = []  # steps and held-out losses
         self._samples = 0
         self._decision: controller.Decision | None = None
         self._why = ""
@@ -130,7 +130,7 @@ class Recorder:
         }
         if eval_loss is not None:
             line["eval_loss"] = eval_loss
-            self._eval_loss = eval_loss
+            self._evaluations.append((step, eval_loss))
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
         self._losses.append(loss)
@@ -148,6 +148,7 @@ class Recorder:
             self._metrics.seek(self._offsets[kept])
             self._metrics.truncate()
             del self._offsets[kept:], self._losses[kept:]
+            self._evaluations = [(at, loss) for at, loss in self._evaluations if at < step]
         self._recent.clear()
         self._backup_step = step
         self.event(
@@ -227,6 +228,11 @@ class Recorder:
         return self._losses[-1] if self._losses else None
 
     @property
+    def eval_loss(self) -> float | None:
+        """The newest held-out loss."""
+        return self._evaluations[-1][1] if self._evaluations else None
+
+    @property
     def wall_s(self) -> float:
         """Seconds since the job began, or that it took."""
         return time.time() - self._began_s if self._wall_s is None else self._wall_s
@@ -272,7 +278,7 @@ class Recorder:
             "step": self._first_step + len(self._losses),
             "steps": self._request.steps,
             "loss": self.final_loss,
-            "eval_loss": self._eval_loss,
+            "eval_loss": self.eval_loss,
             "loss_curve": _thinned(self._losses, 120),
             "samples": self._samples,
             "samples_per_s": self._samples_per_s(),

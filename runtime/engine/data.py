@@ -68,6 +68,18 @@ class Corpus:
             unit = "tokens" if kinds == {True} else "bytes of text"
             raise CorpusError(f"{tokens} {unit} are fewer than one sample of {seq + 1}")
 
+    def trained_samples(self, held_out: int) -> int:
+        """How many samples an epoch has when the last `held_out` are kept from training.
+
+        Raises:
+            CorpusError: none is left.
+        """
+        if self.samples <= held_out:
+            raise CorpusError(
+                f"{self.samples} samples of data, and eval_samples holds {held_out} of them out; give more"
+            )
+        return self.samples - held_out
+
     def digest(self) -> str:
         """SHA-256 of the data: two nodes that disagree must not train together. Checks the vocabulary too.
 

@@ -10,7 +10,7 @@ import torch
 
 from runtime.control.digests import TIED_TABLE
 from runtime.control.messages import Vote
-from runtime.engine.data import Corpus, CorpusError
+from runtime.engine.data import Corpus
 from runtime.engine.generation import Generation, compute_device
 from runtime.engine.models import gpt
 from runtime.engine.numerics import Numerics, dropout_seed
@@ -32,11 +32,7 @@ class Trainer:
         self._training = model.training
         self._seed, self._exact = seed, exact
         self._corpus = corpus
-        if self.samples < 1:
-            raise CorpusError(
-                f"{corpus.samples} samples of data, and eval_samples holds {self._training.held_out} of them "
-                "out: give more data"
-            )
+        self.samples = corpus.trained_samples(self._training.held_out)
         self._order = SampleOrder(self.samples, self._training.mini_batch, seed)
         self._point = point
         self._micro_batches = self._training.micro_batches
@@ -51,11 +47,6 @@ class Trainer:
         self._numerics = Numerics.of(self._training, self._device)
         self.step = 0
         self.layers: dict[int, LayerState] = {}
-
-    @property
-    def samples(self) -> int:
-        """How many samples an epoch has: those that are not held out."""
-        return self._corpus.samples - self._training.held_out
 
     def warm_up(self) -> None:
         """Run one micro-batch through a throwaway embedding, block and head.

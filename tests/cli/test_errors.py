@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -52,6 +53,8 @@ def is_one_line(done: Done, *words: str) -> bool:
         (["launch", "gpt-tiny", "--speed", "nan"], ["--speed", "above 0"]),
         (["launch", "gpt-tiny", "--budget", "-1"], ["--budget", "above 0"]),
         (["launch", "gpt-tiny", "--notice", "-1"], ["--notice"]),
+        (["launch", "gpt-tiny", "--eval-every", "-1"], ["--eval-every"]),
+        (["models", "gpt9"], ["gpt9", "gpt-tiny"]),
         (["launch", "gpt-tiny", "--policy", "ideal"], ["--policy", "reactive", "parcae replay"]),
         (["launch", "gpt-tiny", "--cloud", "azure"], ["azure", "local"]),
         (["launch", "gpt-tiny", "--cloud", "aws"], ["--cloud aws spends money", "--dry-run"]),
@@ -106,6 +109,27 @@ def test_a_trace_that_is_no_text_is_refused(parcae: Run) -> None:
     done = parcae("launch", "gpt-tiny", "--trace", "trace.csv")
     assert done.code == 2
     assert is_one_line(done, "trace.csv", "not a text file")
+
+
+def test_data_that_does_not_fit_the_model_is_refused(parcae: Run) -> None:
+    """Tokens above the vocabulary, and text that evaluation would hold out whole: before anything starts."""
+    Path("high.bin").write_bytes(b"\x2c\x01" * 100)
+    done = parcae("launch", "gpt-tiny", "--data", "high.bin")
+    assert done.code == 2
+    assert is_one_line(done, "--data", "high.bin: token 300 is not below the model's vocab, 256")
+    Path("short.txt").write_text("x" * 1000)
+    done = parcae("launch", "gpt-tiny", "--data", "short.txt", "--eval-every", "2")
+    assert done.code == 2
+    assert is_one_line(done, "--data", "15 samples", "eval_samples holds 36")
+
+
+def test_a_model_is_shown_with_its_training(parcae: Run) -> None:
+    """What its template says and what it leaves to defaults, for people and for scripts."""
+    text = parcae("models", "gpt-tied").out
+    for words in ("320,512", "20 steps of warm-up, cosine to 0.0002", "0.1", "36 held-out samples"):
+        assert words in text
+    shown = json.loads(parcae("models", "gpt2-1.5b", "--json").out)
+    assert shown["training"]["schedule"] == "cosine" and shown["training"]["clip_norm"] == 1.0
 
 
 def test_data_that_cannot_be_read_is_refused(parcae: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,18 +43,17 @@ def train(
     trace: str | None = None,
     **options: Any,
 ) -> Finished:
-    """Run gpt-tiny; `trace` is the text of a trace, `options` are fields of LaunchRequest."""
+    """Run gpt-tiny, if not told otherwise; `trace` is a trace's text, `options` are LaunchRequest's."""
     path = None
     if trace is not None:
         path = home / f"{name}.csv"
         path.write_text("time_s,event,instance\n" + trace)
-    fields: dict[str, Any] = {"nodes": 6, "steps": 60, "seed": SEED, **options}
+    fields: dict[str, Any] = {"model": "gpt-tiny", "template": quick_template()}
+    fields |= {"nodes": 6, "steps": 60, "seed": SEED, **options}
     request = LaunchRequest(
         name=name,
-        model="gpt-tiny",
         home=home,
         trace=path,
-        template=quick_template(),
         cost_table=load_measured_costs(),
         **fields,
     )

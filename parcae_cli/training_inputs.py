@@ -1,0 +1,71 @@
+"""What `parcae launch` trains on and how: the model's template with options laid over it, and the data."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from parcae_cli.errors import UsageError
+
+
+def training_template(model: str, eval_every: int | None) -> dict[str, Any]:
+    """The content of the model's file, checked; `eval_every` None leaves it as it is.
+
+    Raises:
+        InputError: the file is wrong.
+    """
+    from parcae_cli.catalogue import load_template
+    from runtime.planning.model import parse_model
+
+    template = load_template(model)
+    if eval_every is not None:
+        template = {**template, "training": {**template["training"], "eval_every": eval_every}}
+    parse_model(template, model)
+    return template
+
+
+def corpus_files(globs: list[str], template: Mapping[str, Any]) -> tuple[Path, ...]:
+    """The files that the globs name, sorted, each once; none where there are no globs.
+
+    Raises:
+        UsageError: a glob matches no file, or the files are no data for this model.
+    """
+    if not globs:
+        return ()
+    files = _files_of(globs)
+
+    from runtime.engine.data import Corpus, CorpusError
+    from runtime.planning.model import parse_model
+
+    model = parse_model(template, str(template.get("name")))
+    assert model.gpt is not None
+    try:
+        corpus = Corpus([str(path) for path in files], model.gpt.seq, model.gpt.vocab)
+        corpus.trained_samples(model.training.held_out)
+        corpus.digest()
+    except CorpusError as error:
+        raise UsageError(f"--data: {error}") from None
+    return files
+
+
+def _files_of(globs: list[str]) -> tuple[Path, ...]:
+    """The files that the globs name, sorted, each once."""
+    found: set[Path] = set()
+    for pattern in globs:
+        # Path.glob refuses absolute patterns.
+        matches = glob.glob(str(Path(pattern).expanduser()), recursive=True)  # noqa: PTH207
+        files = [path for match in matches if (path := Path(match)).is_file()]
+        if not files:
+            raise UsageError(f"--data {pattern}: matches no file", "Quote the glob, and give a path to files")
+        for path in files:
+            try:
+                with path.open("rb") as file:
+                    file.read(1)
+            except OSError as error:
+                raise UsageError(f"--data {pattern}: {path} cannot be read: {error.strerror}") from None
+        found.update(path.resolve() for path in files)
+    if found and not any(path.stat().st_size for path in found):
+        raise UsageError(f"--data {' '.join(globs)}: all files are empty")
+    return tuple(sorted(found))
