@@ -57,6 +57,24 @@ def test_nothing_moves_when_nothing_changed() -> None:
     assert moves.change.kind is MigrationKind.INTRA_STAGE
 
 
+@given(st.integers(0, 1000), st.integers(0, 4), st.sampled_from(["gpt3-6b", "bert-large", "vgg19"]))
+@settings(max_examples=40, deadline=None)
+def test_a_plan_carried_out_and_made_again_moves_nothing(pick: int, spares: int, model: str) -> None:
+    """Whatever the layout and however many spares: nothing changed, so nobody moves and no byte does."""
+    profile, _ = tables(model, "artifact", 24)
+    layout = profile.layouts[pick % len(profile.layouts)]
+    nodes = [f"n{index:02d}" for index in range(layout.positions + spares)]
+    empty: dict[str, frozenset[int]] = dict.fromkeys(nodes, frozenset())
+    first = plan_moves(profile, layout, nodes, empty, None, {}, noticed=True, started=False)
+    holds = {
+        node: frozenset(first.cuts[first.assignment[node].stage]) if node in first.assignment else frozenset()
+        for node in nodes
+    }
+    again = plan_moves(profile, layout, nodes, holds, layout, first.assignment, noticed=True)
+    assert again.assignment == first.assignment
+    assert (again.fetches, again.bytes_moved, again.change.kind) == ((), 0, MigrationKind.INTRA_STAGE)
+
+
 def test_the_load_of_sending_is_shared() -> None:
     """Three holders and three that need: each sends about as much."""
     profile, _ = tables("gpt-tiny", "measured", 12)

@@ -95,6 +95,52 @@ def test_liveput_never_rises_with_more_losses(shape: tuple[int, int, int, int]) 
     assert liveput(nodes, layout, {losses: 1.0}, rates) <= fewer + 1e-12
 
 
+small = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(0, 2)).filter(
+    lambda shape: shape[0] * shape[1] + shape[2] <= 8
+)
+weights = st.lists(st.floats(0, 1), min_size=9, max_size=9)
+
+
+@given(small, weights, st.lists(st.floats(0, 50), min_size=3, max_size=3))
+@settings(max_examples=60, deadline=None)
+def test_liveput_over_a_distribution_agrees_with_every_subset(
+    shape: tuple[int, int, int], chances: list[float], steps: list[float]
+) -> None:
+    """Whatever the law of the losses and the throughputs: the mean over all subsets, weighted."""
+    pipelines, stages, spares = shape
+    nodes = pipelines * stages + spares
+    total = sum(chances[: nodes + 1])
+    if not total:
+        return
+    losses = {count: chances[count] / total for count in range(nodes + 1)}
+    rates = {count: sum(steps[:count]) for count in range(1, pipelines + 1)}
+    expected = 0.0
+    for count, chance in losses.items():
+        for gone in combinations(range(nodes), count):
+            broken = {node // stages for node in gone if node < pipelines * stages}
+            whole = pipelines - len(broken)
+            expected += chance / comb(nodes, count) * (rates[whole] if whole else 0.0)
+    assert liveput(nodes, Layout(pipelines, stages), losses, rates) == pytest.approx(expected)
+
+
+@given(shapes, weights)
+@settings(max_examples=60, deadline=None)
+def test_liveput_never_rises_when_every_chance_moves_to_one_more_loss(
+    shape: tuple[int, int, int, int], chances: list[float]
+) -> None:
+    """The same for whole distributions."""
+    nodes, pipelines, stages, _ = shape
+    chances = chances[:nodes]
+    total = sum(chances)
+    if not total:
+        return
+    rates = {count: float(count) for count in range(1, pipelines + 1)}
+    fewer = {count: chance / total for count, chance in enumerate(chances)}
+    more = {count + 1: chance for count, chance in fewer.items()}
+    layout = Layout(pipelines, stages)
+    assert liveput(nodes, layout, more, rates) <= liveput(nodes, layout, fewer, rates) + 1e-9
+
+
 def test_a_layout_that_does_not_fit_is_refused_with_the_arithmetic() -> None:
     """The message multiplies it out."""
     with pytest.raises(ValueError, match="2 x 3 = 6 nodes needed, 5 here"):

@@ -73,6 +73,38 @@ def test_more_losses_are_never_worth_more(nodes: int, losses: int) -> None:
     assert (more[fits] <= few[fits] + 1e-6).all()
 
 
+turns = st.sampled_from(
+    [
+        (Turn(0, 0, 0.7), Turn(2, 0, 0.2), Turn(0, 2, 0.1)),
+        (Turn(0, 0, 0.4), Turn(1, 0, 0.3), Turn(0, 3, 0.3)),
+        (Turn(3, 0, 0.5), Turn(0, 1, 0.5)),
+        (Turn(0, 0, 1.0),),
+    ]
+)
+
+
+@given(st.lists(turns, min_size=1, max_size=3), st.integers(15, 30), st.sampled_from(["gpt3-6b", "vgg19"]))
+@settings(max_examples=30, deadline=None)
+def test_a_plan_never_beats_the_one_that_knows_what_will_come(
+    story: list[tuple[Turn, ...]], nodes: int, model: str
+) -> None:
+    """The value under a distribution is at most the mean over what may happen of the value when it is known.
+
+    And the two are one where nothing is left to chance.
+    """
+    programme = _programme(model)
+    blind = programme.values([Step(turns, 120.0) for turns in story], nodes)
+    knowing = np.zeros_like(blind)
+    for path in product(*story):
+        chance = float(np.prod([turn.probability for turn in path]))
+        sure = [Step((Turn(turn.losses, turn.gains, 1.0),), 120.0) for turn in path]
+        knowing += chance * programme.values(sure, nodes)
+    fits = np.array([layout.positions <= nodes for layout in programme.layouts])
+    assert (blind[fits] <= knowing[fits] + 1e-6).all()
+    if all(len(turns) == 1 for turns in story):
+        assert blind[fits] == pytest.approx(knowing[fits])
+
+
 def test_staying_costs_nothing() -> None:
     """No loss and no change of layout: nothing to pay."""
     programme = _programme("bert-large")
