@@ -19,7 +19,8 @@ def estimate_iteration_s(spec: ModelSpec, layout: Layout, cuts: Cuts) -> tuple[f
     """Seconds a step of 1F1B takes under `layout`; or None and the arithmetic of why it does not fit.
 
     The slowest stage sets the pace: (m + P - 1) slots for the m micro-batches of the fullest pipeline, then a
-    ring all-reduce of the largest stage's gradients over D replicas and the optimiser. A stage whose
+    ring all-reduce of the largest stage's gradients over D replicas, the exchange of a tied table's gradient
+    between both ends, and the optimiser. A stage whose
     activations do not fit recomputes them, at a third more work.
     """
     training, device = spec.training, spec.device
@@ -53,4 +54,6 @@ def estimate_iteration_s(spec: ModelSpec, layout: Layout, cuts: Cuts) -> tuple[f
         share = 2 * (layout.pipelines - 1) / layout.pipelines
         slowest_reduce_s = max(slowest_reduce_s, share * params * value_bytes / device.link_bytes_per_s)
         slowest_apply_s = max(slowest_apply_s, OPTIMIZER_FLOPS_PER_PARAM * params / device.flops_per_s)
-    return (slots + layout.stages - 1) * slowest_slot_s + slowest_reduce_s + slowest_apply_s, ""
+    tied_bytes = value_bytes * spec.gpt.tied_params if spec.gpt and layout.stages > 1 else 0
+    exchange_s = tied_bytes / device.link_bytes_per_s
+    return (slots + layout.stages - 1) * slowest_slot_s + slowest_reduce_s + exchange_s + slowest_apply_s, ""
