@@ -20,8 +20,8 @@ def estimate_iteration_s(spec: ModelSpec, layout: Layout, cuts: Cuts) -> tuple[f
 
     The slowest stage sets the pace: (m + P - 1) slots for the m micro-batches of the fullest pipeline, then a
     ring all-reduce of the largest stage's gradients over D replicas, the exchange of a tied table's gradient
-    between both ends, and the optimiser. A stage whose
-    activations do not fit recomputes them, at a third more work.
+    between both ends, and the optimiser. A stage whose activations do not fit recomputes them, at a third
+    more work.
     """
     training, device = spec.training, spec.device
     value_bytes = BYTES_PER_VALUE[training.dtype]
