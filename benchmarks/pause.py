@@ -1,4 +1,4 @@
-"""What changes of the fleet cost a running job, in one run: pauses by kind, goodput, and the speed of transfers.
+"""What changes of the fleet cost a running job, in one run: pauses by kind, goodput, speed of transfers.
 
 Whole jobs on the local cloud. A pause is the time from the last commit before a change to the first after it,
 less an ordinary step of the new layout (median of the steps that follow). Everything shares this machine's
@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,7 +47,7 @@ class Job:
         changed = {record.step for record in self.result.migrations}
         later = range(first + 1, min(len(self.at_s), first + 1 + FOLLOWING))
         plain = [self.at_s[k] - self.at_s[k - 1] for k in later if k not in changed]
-        return median(plain) if plain else median(b - a for a, b in zip(self.at_s, self.at_s[1:], strict=False))
+        return median(plain or [b - a for a, b in pairwise(self.at_s)])
 
     def pause_steps(self, record: MigrationRecord) -> float:
         """The pause of a change, in steps."""
@@ -94,8 +98,6 @@ class Weather:
         name = self._draw.choice(self._members(provider))
 
         def strike() -> None:
-            import os
-
             workers = [r.pid for r in provider.node(name).register.records() if r.role == "worker"]
             os.kill(workers[-1], number)
             self.killed[number.name].append(time.monotonic())
@@ -168,7 +170,7 @@ class Kinds:
         row("all", everything, "steps")
 
 
-# 4 -> 6 (join), spare and a member goes (inter-stage), 6 -> 5 (intra-stage), 5 -> 4, 4 -> 3 and back (pipeline)
+# 4 -> 6 (join), a spare for a member (inter-stage), 6 -> 5 (intra-stage), 5 -> 4, 4 -> 3, back (pipeline)
 ROUND = ("join join", "join", "notice", "notice", "notice", "notice", "join")
 
 
@@ -216,7 +218,7 @@ def main() -> None:
                 continue
             for ahead in (True, False):
                 job, kinds = noticed(home, f"{name}-{ahead}".lower(), template, gap, rounds, notice_s, ahead)
-                ordinary = median(b - a for a, b in zip(job.at_s, job.at_s[1:], strict=False))
+                ordinary = median(b - a for a, b in pairwise(job.at_s))
                 how = "state copied ahead" if ahead else "all state sent at the switch"
                 print(f"{template['name']}, noticed, {how}; step {ordinary * 1e3:.0f} ms"
                       f"            count    median       p95")  # fmt: skip
@@ -227,9 +229,7 @@ def main() -> None:
         if args.only in ("", "goodput"):
             goodput(home, tiny, 2 * scale)
         if args.only in ("", "transfer"):
-            from benchmarks_transfer import main as transfer  # type: ignore[import-not-found]
-
-            transfer()
+            subprocess.run([sys.executable, str(Path(__file__).with_name("transfer.py"))], check=True)
     if args.json:
         args.json.write_text(json.dumps(found))
 
@@ -247,7 +247,7 @@ def deaths(home: Path, template: dict[str, Any], count: int) -> None:
 
 
 def goodput(home: Path, template: dict[str, Any], blocks: int) -> None:
-    """Blocks of 40 steps with a change every 20 steps beside blocks without; nodes are replaced one for one."""
+    """Blocks of 40 steps with a change every 20 steps, beside blocks without; nodes are replaced."""
     change, quiet = ["join notice", "join notice"], ["quiet", "quiet"]
     weather = Weather(home, "goodput", 20, ["quiet", *(change + quiet) * blocks], 1.6)
     job = train(home, "goodput", template, (8, 9), 20 * (4 * blocks + 2), weather)
@@ -257,8 +257,8 @@ def goodput(home: Path, template: dict[str, Any], blocks: int) -> None:
         passed_s = job.at_s[first + 39] - job.at_s[first - 1]
         (calm if block % 2 else busy).append(passed_s / 40)
     ratios = [c / b for b, c in zip(busy, calm, strict=True)]
-    print(f"gpt-tiny, a change every 20 steps: {len(job.result.migrations)} changes, samples over those of quiet "
-          f"blocks: median {median(ratios):.3f}, of all {sum(calm) / sum(busy):.3f}")  # fmt: skip
+    print(f"gpt-tiny, a change every 20 steps: {len(job.result.migrations)} changes, samples over those of "
+          f"quiet blocks: median {median(ratios):.3f}, of all {sum(calm) / sum(busy):.3f}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -84,10 +84,10 @@ class StateServer:
             self._changed.notify_all()
 
     @property
-    def gradients_kept(self) -> int:
-        """How many gradients are kept for followers."""
+    def followed(self) -> frozenset[int]:
+        """The layers whose gradients somebody needs."""
         with self._changed:
-            return self._log.kept
+            return self._log.followed
 
     def _accept(self) -> None:
         while True:

@@ -325,7 +325,7 @@ class Worker:
         assert generation is not None and trainer is not None and message.step == trainer.step
         self._point("commit")
         self._server.withdraw()
-        trainer.apply(generation, message.scale, self._server.keep)
+        trainer.apply(generation, message.scale, self._server.followed, self._server.keep)
         self._server.publish(trainer.step, trainer.sources())
         if message.push and self._pusher is not None and generation.pipeline == 0:
             for index in generation.layers:

@@ -80,14 +80,12 @@ def test_a_hundred_generations_leave_nothing_behind(tmp_path: Path) -> None:
     """Memory, threads and open files of workers and of the coordinator stay what they were."""
     reaper = Reaper()
     run = train(tmp_path, "long", reaper, nodes=4, steps=STEPS, template=small_template())
-    print(run.result.wall_s, reaper.deaths, [(k, v[0], v[len(v) // 3], v[-1]) for k, v in reaper.seen.items()])
-    print(run.result.migrations[-1], run.kinds)
     assert run.result.migrations[-1].generation >= GENERATIONS
     assert run.result.state == "done"
     for name, held in reaper.seen.items():
-        third = len(held) // 3
-        before, after = held[third], held[-1]
-        assert after.threads <= before.threads + 6, name
-        assert after.files <= before.files + 12, name
-        assert after.megabytes <= before.megabytes * 1.1 + 8, name
+        # groups of the last twenty seconds may still wait for their dead; hence the least of several
+        early, late = held[8:20], held[-12:]
+        assert min(h.threads for h in late) <= min(h.threads for h in early) + 3, name
+        assert min(h.files for h in late) <= min(h.files for h in early) + 8, name
+        assert min(h.megabytes for h in late) <= min(h.megabytes for h in early) + 2.5, name
     assert processes_of(tmp_path) == []
