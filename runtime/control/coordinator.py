@@ -324,7 +324,7 @@ class Coordinator:
         self.ledger = self.ledger.abandon()
         self._phase = Phase.RECOVERING
         if self._pending is not None:
-            self._planning.append(plan_types.MigrationFailed(self._pending.plan.generation))
+            self._planning.append(self._pending.overtaken(self._recorder.event))
             self._pending = None
         # Whoever may still hold layers must answer, also nodes that only wait to be released.
         self._recovery = Recovery(self._highest_generation, self._step, self._roster.ready)
