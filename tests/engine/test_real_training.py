@@ -167,10 +167,19 @@ def test_recompute_and_bf16_with_everything_on(
         assert runs[0].losses == pytest.approx(alone.losses, rel=0.02)
 
 
+def test_odd_sizes_keep_the_promise(crew: Crew) -> None:
+    """No width is a multiple of a vector register: tails, and where a layer begins, change nothing."""
+    odd = template()
+    odd["gpt"] |= {"d_model": 15, "heads": 3, "vocab": 257, "seq": 9}
+    crew.configure(odd)
+    runs = [whole_run(crew, 33 + k, *layout) for k, layout in enumerate([(1, 1), (2, 3)])]
+    assert runs[0] == runs[1]
+
+
 def test_fast_mode_stays_close_and_its_copies_equal(crew: Crew, alone: History) -> None:
     """Rounded sums differ in the last bits from exact ones, but not between the two ends of a pipeline."""
     crew.configure(template(), exact=False)
-    run = whole_run(crew, 35, 2, 2)
+    run = whole_run(crew, 36, 2, 2)
     assert -1 in run.digests
     assert run.losses == pytest.approx(alone.losses, rel=1e-5)
 
