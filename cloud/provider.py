@@ -40,6 +40,14 @@ class SpotProvider(Protocol):
         """Prepare what launches need (keys, networks). Call once before anything else."""
         ...
 
+    async def recover(self, held: Sequence[Instance], tokens: Sequence[str]) -> None:
+        """Go on with what a killed process of this job has rented: call once, after `start`.
+
+        `held` may have ended since. What the requests under `tokens` brought is not known: it is found out,
+        if need be by sending them again. All of it that lives is in `describe` from now on.
+        """
+        ...
+
     async def request(self, count: int, token: str) -> LaunchReply:
         """Rent up to `count` spot instances now, without waiting: what is refused is in the reply."""
         ...

@@ -68,6 +68,10 @@ class RentedProvider(ABC):
         """Make, or find, what launches need."""
 
     @abstractmethod
+    def _replay(self, tokens: Sequence[str]) -> None:
+        """Find out what these requests have brought, by sending them again under their own ids."""
+
+    @abstractmethod
     def _launch(self, count: int, token: str) -> LaunchReply:
         """Rent up to `count` now."""
 
@@ -100,6 +104,13 @@ class RentedProvider(ABC):
         task.add_done_callback(self._in_flight.discard)
         self._replies[token] = await asyncio.shield(task)
         return self._replies[token]
+
+    async def recover(self, held: Sequence[Instance], tokens: Sequence[str]) -> None:
+        """The API is asked about `held`, about all that is tagged as ours, and what `tokens` have brought."""
+        with self._lock:
+            for instance in held:
+                self._seen[instance.name] = Seen(instance, "", "", self._common.ssh_port)
+        await asyncio.to_thread(self._replay, list(tokens))
 
     async def wait_for_capacity(self, timeout_s: float) -> None:
         """Until a pool's time of rest is over."""

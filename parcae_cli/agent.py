@@ -16,6 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m parcae_cli.agent", description=__doc__)
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--daemon", action="store_true", help="start: detach, print one JSON line")
+    parser.add_argument("--adopt", action="store_true", help="with --daemon: keep the one that lives here")
     action.add_argument("--attach", type=Path, metavar="SOCKET", help="carry standard input and output to it")
     action.add_argument("--end", action="store_true", help="end what runs here, remove the work folder")
     parser.add_argument("--folder", type=Path, default=Path(), help="work folder of the node")
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mute_s=parsed.mute_s,
         lease_file=Path(environment["PARCAE_LEASE_FILE"]) if "PARCAE_LEASE_FILE" in environment else None,
     )
-    return end_node(options) if parsed.end else start_daemon(options)
+    return end_node(options) if parsed.end else start_daemon(options, parsed.adopt)
 
 
 if __name__ == "__main__":

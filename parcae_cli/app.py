@@ -24,6 +24,7 @@ class LazyCommand:
 COMMANDS = {
     "launch": LazyCommand("parcae_cli.commands.launch", "Train a model through preemptions."),
     "status": LazyCommand("parcae_cli.commands.status", "Show a job live, or how it ended."),
+    "resume": LazyCommand("parcae_cli.commands.resume", "Go on with a job whose launcher was killed."),
     "down": LazyCommand("parcae_cli.commands.down", "End jobs and everything they rented."),
     "gc": LazyCommand("parcae_cli.commands.gc", "End what crashed launches have left in a cloud."),
     "logs": LazyCommand("parcae_cli.commands.logs", "Show what happened to a job, or what its nodes wrote."),

@@ -6,52 +6,52 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from parcae_cli.errors import FailedError, MayBeRunning
 from parcae_cli.render.output import print_json, text_console
-from runtime.control.job import LaunchRequest
 from runtime.control.journal import Journal, UnknownJobError
 
 START_TIMEOUT_S = 60.0
 
 
-def launch_detached(request: LaunchRequest, arguments: Sequence[str], as_json: bool) -> None:
-    """Run the same command in a session of its own, and return when its job is in the journal.
+def run_detached(home: Path, job: str, arguments: Sequence[str], as_json: bool) -> None:
+    """Run the command in a session of its own, and return when the job is in the journal as its own.
 
     Raises:
         FailedError: it ended before that; the message is its last line.
         MayBeRunning: it did not start in a minute.
     """
-    journal = Journal(request.home)
-    log = journal.job_folder(request.name) / "logs" / "launch.log"
+    journal = Journal(home)
+    log = journal.job_folder(job) / "logs" / "launch.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     again = [argument for argument in arguments if argument != "--detach"]
     # -P keeps the working folder off sys.path, as it is for the installed command.
-    command = [sys.executable, "-P", "-m", "parcae_cli.main", *again, "--name", request.name]
+    command = [sys.executable, "-P", "-m", "parcae_cli.main", *again]
     with log.open("ab") as output:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
     deadline_s = time.monotonic() + START_TIMEOUT_S
     try:
-        while not _has_started(journal, request.name, child.pid):
+        while not _has_started(journal, job, child.pid):
             if child.poll() is not None:
                 lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or ["no output"]
-                raise FailedError(f"job {request.name} did not start: {lines[-1]}", f"See {log}")
+                raise FailedError(f"job {job} did not start: {lines[-1]}", f"See {log}")
             if time.monotonic() > deadline_s:
                 raise MayBeRunning(
-                    f"job {request.name} (process {child.pid}) has not started in {START_TIMEOUT_S:.0f} s",
-                    f"See {log}; end it with: parcae down {request.name}",
+                    f"job {job} (process {child.pid}) has not started in {START_TIMEOUT_S:.0f} s",
+                    f"See {log}; end it with: parcae down {job}",
                 )
             time.sleep(0.05)
     finally:
         journal.close()
     if as_json:
-        print_json({"job": request.name, "state": "starting", "pid": child.pid, "log": str(log)})
+        print_json({"job": job, "state": "starting", "pid": child.pid, "log": str(log)})
     else:
         text_console().print(
-            f"job [bold]{request.name}[/] started.  See: parcae status {request.name}   "
-            f"End it: parcae down {request.name}"
+            f"job [bold]{job}[/] started.  See: parcae status {job}   "
+            f"End it: parcae down {job}"
         )
 
 

@@ -79,6 +79,7 @@ _CODES: tuple[tuple[str, str, int], ...] = (
     ("runtime.control.journal", "JobExistsError", USAGE),
     ("runtime.control.journal", "UnknownJobError", USAGE),
     ("runtime.control.journal", "JournalError", FAILED),
+    ("runtime.control.past", "NotResumableError", USAGE),
 )
 
 

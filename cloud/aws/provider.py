@@ -22,10 +22,11 @@ from cloud.aws.shared import (
     ensure_key_pair,
     ensure_template,
     image_id,
+    mark_begun,
     mark_ended,
     remove_launch,
 )
-from cloud.aws.sweep import terminate_until_gone
+from cloud.aws.sweep import recent_requests, terminate_until_gone
 from cloud.private_file import write_private
 from cloud.provider import CloudError
 from cloud.rented import RentedProvider, Seen
@@ -69,6 +70,7 @@ class AwsProvider(RentedProvider):
 
     def _prepare(self) -> None:
         api, settings = self._api, self._settings
+        mark_begun(self._folder)
         try:
             self._client_key, public, fingerprint = client_key(self._home)
             key_name = ensure_key_pair(api, public, fingerprint)
@@ -79,6 +81,25 @@ class AwsProvider(RentedProvider):
             raise error.sorted from error
 
     # --- launching
+
+    def _replay(self, tokens: Sequence[str]) -> None:
+        try:
+            for path in recent_requests(self._folder):
+                token = path.name.rsplit("-", 1)[0]
+                if token not in tokens:
+                    continue
+                try:
+                    reply = self._api.call("create_fleet", json.loads(path.read_text()))
+                except ApiError as error:
+                    if error.verdict in (Verdict.CREDENTIALS, Verdict.WAIT):
+                        raise
+                    continue  # refused for good: it has brought nothing
+                for row in reply["Instances"]:
+                    for name in row["InstanceIds"]:
+                        if name not in self._seen:
+                            self._born(row, name, token)
+        except ApiError as error:
+            raise error.sorted from error
 
     def _launch(self, count: int, token: str) -> LaunchReply:
         got: list[Instance] = []

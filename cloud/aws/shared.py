@@ -64,6 +64,11 @@ def mark_ended(folder: Path) -> None:
         write_private(folder / "ended", "")
 
 
+def mark_begun(folder: Path) -> None:
+    """From now on something of this launch may live (again)."""
+    (folder / "ended").unlink(missing_ok=True)
+
+
 def has_ended(folder: Path) -> bool:
     """Whether a launch was seen to its end, or never began."""
     return (folder / "ended").exists() or not (folder / "launch.json").exists()

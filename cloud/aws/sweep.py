@@ -125,6 +125,12 @@ def strangers(api: Api, launches: Collection[str]) -> list[dict[str, Any]]:
     ]
 
 
+def recent_requests(folder: Path) -> list[Path]:
+    """The CreateFleet requests that were written down so lately that a sweep by tag may not show all yet."""
+    found = sorted((folder / "requests").glob("*.json"))
+    return [path for path in found if time.time() - path.stat().st_mtime <= REPLAY_FOR_S]
+
+
 def replay_requests(api: Api, folder: Path) -> set[str]:
     """Send again every CreateFleet that was written down; the instances that it names.
 
@@ -133,9 +139,7 @@ def replay_requests(api: Api, folder: Path) -> set[str]:
     left alone, since by then the sweep by tag shows everything.
     """
     found: set[str] = set()
-    for path in sorted((folder / "requests").glob("*.json")):
-        if time.time() - path.stat().st_mtime > REPLAY_FOR_S:
-            continue
+    for path in recent_requests(folder):
         request: Mapping[str, Any] = json.loads(path.read_text())
         try:
             reply = api.call("create_fleet", request)

@@ -59,6 +59,12 @@ class GcpProvider(RentedProvider):
 
     # --- launching
 
+    def _replay(self, tokens: Sequence[str]) -> None:
+        try:
+            settle(self._api, self._record, self._settings.times.operation_s)
+        except ApiError as error:
+            raise error.sorted from error
+
     def _launch(self, count: int, token: str) -> LaunchReply:
         got: list[Instance] = []
         held = any(not one.ended for one in list(self._seen.values()))

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from cloud.hosts.inventory import Host
@@ -132,6 +132,13 @@ class HostsProvider:
         await asyncio.wait(first, timeout=_FIRST_LOOK_S)
         for task in first:
             task.cancel()
+
+    async def recover(self, held: Sequence[Instance], tokens: Sequence[str]) -> None:
+        """Hosts that were in use are in use; one that does not answer is given up when the fleet says so."""
+        for instance in held:
+            self._launches = max(self._launches, int(instance.id.rsplit("-", 1)[1]))
+            if (seat := self._seats.get(instance.name)) is not None:
+                seat.instance = replace(instance, state=InstanceState.RUNNING)
 
     async def request(self, count: int, token: str) -> LaunchReply:
         """Take up to `count` hosts that are up and not in use, in the order of the file."""

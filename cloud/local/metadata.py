@@ -48,10 +48,13 @@ class MetadataService:
         self._server: asyncio.Server | None = None
         self._transports: set[asyncio.BaseTransport] = set()
 
-    async def listen(self) -> None:
-        """Take a free port of 127.0.0.1."""
+    async def listen(self, port: int = 0) -> None:
+        """Take this port of 127.0.0.1 if it is free, or any that is."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Exchange(self), "127.0.0.1", 0)
+        try:
+            self._server = await loop.create_server(lambda: _Exchange(self), "127.0.0.1", port)
+        except OSError:
+            self._server = await loop.create_server(lambda: _Exchange(self), "127.0.0.1", 0)
 
     @property
     def url(self) -> str:

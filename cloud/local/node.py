@@ -78,7 +78,10 @@ class LocalNode:
         self.folder.chmod(0o700)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.register.path.touch()
-        await self.metadata.listen()
+        # An agent that is here already (its launcher was killed) asks the service at its old address.
+        port = self.folder / "metadata-port"
+        await self.metadata.listen(int(port.read_text()) if port.exists() else 0)
+        port.write_text(self.metadata.url.rsplit(":", 1)[1])
         self._environment = {
             **node_environment(),
             **environment,

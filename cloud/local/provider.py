@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import asyncssh
 
 from cloud.local.node import LocalNode, node_environment, remove_folder
 from cloud.local.schedule import Schedule, ScheduleEvent
-from cloud.processes import ProcessRecord, Register, adopt_orphans, reap, wait_until_gone
+from cloud.processes import ProcessRecord, Register, adopt_orphans, is_alive, reap, wait_until_gone
 from cloud.provider import CloudError, MaybeStillRunningError
 from cloud.types import Instance, InstanceState, LaunchReply, Pool, SshTarget
 
@@ -93,9 +94,50 @@ class LocalProvider:
         if self._clock_started:
             return
         self._clock_started = True
+        (self._root / "clock").write_text(repr(time.time()))
         for event in self._schedule.events:
             if event.time_s > 0:
                 self.later(event.time_s / self._speed, partial(self._happen, event))
+
+    async def recover(self, held: Sequence[Instance], tokens: Sequence[str]) -> None:
+        """Be the machine again for nodes whose agents live; the trace's time has gone on meanwhile."""
+        assert self._client_key is not None
+        numbers = [path.name.rpartition(".")[2] for path in (self._root / "nodes").iterdir()]
+        self._launches = max((int(number) for number in numbers if number.isdigit()), default=0)
+        for instance in held:
+            folder = self._root / "nodes" / f"{instance.name}.{instance.id.rpartition('-')[2]}"
+            node = LocalNode(instance, folder, self._root / "logs" / f"{instance.name}.log", self._client_key)
+            roles = {record.role for record in node.register.records() if is_alive(record)}
+            if "agent" not in roles or instance.state in _ENDED:
+                node.register.kill()
+                self._ended.append(replace(instance, state=InstanceState.TERMINATED))
+                continue
+            self._nodes[instance.name] = node
+            await self._boot(node)
+        clock = self._root / "clock"
+        if clock.exists():
+            self._resume_clock(float(clock.read_text()))
+
+    def _resume_clock(self, started_s: float) -> None:
+        """Trace time went on: what has happened since is made up for, the rest comes in its time."""
+        self._clock_started = True
+        now_s = max(0.0, time.time() - started_s) * self._speed
+        for event in (event for event in self._schedule.events if event.time_s > 0):
+            if event.time_s > now_s:
+                self.later((event.time_s - now_s) / self._speed, partial(self._happen, event))
+                continue
+            left_s = 0.0 if event.action == "kill" else event.time_s + self._notice_s - now_s
+            if event.action == "add":
+                self.appear(event.name)
+                continue
+            self._present.pop(event.name, None)
+            node = self._nodes.get(event.name)
+            if node is None or node.instance.launched_s > started_s + event.time_s / self._speed:
+                continue  # what the trace took then was another instance of that name
+            if left_s > 0:
+                self.announce(event.name, left_s / self._speed)
+            else:
+                self.kill(event.name)
 
     async def request(self, count: int, token: str) -> LaunchReply:
         """Rent up to `count` instances that exist and that the job does not hold, in the trace's order."""

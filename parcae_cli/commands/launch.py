@@ -170,10 +170,10 @@ def launch(
 
         print_request(request, as_json, planned(request))
     elif detach:
-        from parcae_cli.detach import launch_detached
+        from parcae_cli.detach import run_detached
 
         confirm(request, yes)
-        launch_detached(request, [*sys.argv[1:], "--yes"], as_json)
+        run_detached(home, request.name, [*sys.argv[1:], "--yes", "--name", request.name], as_json)
     else:
         confirm(request, yes)
         finish(carry_out(request), as_json)

@@ -52,6 +52,11 @@ def as_object(result: ReplayResult) -> dict[str, Any]:
             }
             for policy in result.policies
         ],
+        **(
+            {"bound": {"samples": result.bound, "percent_of_ideal": result.bound_percent_of_ideal}}
+            if result.bound is not None
+            else {}
+        ),
         "planner": {
             "decisions": result.planner.decisions,
             "median_ms": result.planner.median_ms,
@@ -108,6 +113,12 @@ def replay_view(result: ReplayResult) -> RenderableType:
             f", {result.planner.median_ms:.1f} ms each (p95 {result.planner.p95_ms:.1f} ms); "
             f"forecaster: {result.forecaster}"
             if result.planner.decisions
+            else ""
+        )
+        + (
+            f"; no plan that does not know who goes can expect more than "
+            f"{result.bound_percent_of_ideal:.2f} % of ideal"
+            if result.bound_percent_of_ideal is not None
             else ""
         )
         + (f"; means of {len(result.seeds)} seeds (from-to)" if len(result.seeds) > 1 else ""),

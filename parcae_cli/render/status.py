@@ -119,7 +119,8 @@ def _warnings(status: JobStatus, now_s: float) -> list[RenderableType]:
     lines: list[RenderableType] = []
     state = shown_state(status)
     if state == "abandoned":
-        lines.append(Text(f" Its launcher is gone. Clean up with: parcae down {status.job}", "red"))
+        job = status.job
+        lines.append(Text(f" Its launcher died. Go on: parcae resume {job}; end: parcae down {job}", "red"))
     elif state == "waiting":
         lines.append(Text(f" Waiting: {status.why or 'too few nodes'}", "yellow"))
     elif state in ("failed", "interrupted") and status.why:

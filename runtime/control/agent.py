@@ -5,7 +5,7 @@ is up in
 some 50 ms. It outlives SSH sessions: whoever attaches to its socket speaks lines of `runtime.control.link`:
 
 - kind `w<n>`: a line from or to worker incarnation n, passed on unread; `h<n>`: that worker's first line,
-  its hello.
+  its hello; `k<n>`: the hello of a worker that a controller which takes over has kept.
 - kind `a`: the agent's own words, JSON: {"t":"lost","incarnation","why"},
   {"t":"failed","incarnation","why"} (ended
   before its hello), {"t":"notice","kind","deadline_s"}; and to it {"t":"restart","incarnation"} (kill that
@@ -88,6 +88,7 @@ class Agent:
         self._to_worker = bytearray()
         self._incarnation = 0
         self._hello_seen = False
+        self._hello = b""
         self._short_lives = 0
         self._notices: list[bytes] = []  # each is news to a controller that takes over later
         self._wake_read, self._wake_write = socket.socketpair()
@@ -110,7 +111,8 @@ class Agent:
         self._wake_read.setblocking(False)
         self._selector.register(self._wake_read, selectors.EVENT_READ, lambda mask: self._pass_notices())
         # Where a later agent, or whoever removes the folder, finds the socket.
-        (self._options.folder / "agent.json").write_text(json.dumps({"socket": self.socket_path}))
+        about = {"agent": self.id, "socket": self.socket_path, "pid": os.getpid()}
+        (self._options.folder / "agent.json").write_text(json.dumps(about))
 
     def run(self) -> None:
         """Serve until told to stop or until the lease runs out."""
@@ -231,14 +233,19 @@ class Agent:
                 self._options.lease_file.touch()
 
     def _greet(self, line: bytes) -> None:
-        """Who has connected, and what has it got? A new controller gets a new link and worker."""
+        """Who has connected, and what has it got?
+
+        A new controller gets a new link, and a new worker, unless it goes on with an old one's job.
+        """
         words = json.loads(line)
         if words["controller"] != self._controller_id:
             self._controller_id = words["controller"]
             self._link = Link()
-            if self._worker is not None:
+            if self._worker is not None and not words.get("adopt"):
                 self._lose_worker("another controller has taken over")
                 self._link = Link()
+            elif self._worker is not None and self._hello_seen:
+                self._link.frame(b"k%d" % self._worker.incarnation, self._hello)
             for notice in self._notices:
                 self._link.frame(b"a", notice)
             have = 0
@@ -329,7 +336,7 @@ class Agent:
         frames = bytearray()
         for line in split_lines(self._from_worker):
             if not self._hello_seen:
-                self._hello_seen = True
+                self._hello_seen, self._hello = True, line
                 frames += self._link.frame(b"h%d" % worker.incarnation, line)
             elif not (len(line) < 32 and b'"pong"' in line):
                 frames += self._link.frame(kind, line)

@@ -9,9 +9,9 @@ layout comes next is not decided here but by `planning.controller`, which sees o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
-from cloud.types import NoticeKind
 from runtime.control import fleet_events, generations, messages
 from runtime.control.backup import Backup
 from runtime.control.digests import FinalDigests
@@ -19,9 +19,11 @@ from runtime.control.generations import Pending, Recovery, members_hold
 from runtime.control.journal import JobState
 from runtime.control.keeper import CheckpointKeeper
 from runtime.control.phases import FleetPort, Phase, StartGate, StopRequest, give_up_on, next_batch
+from runtime.control.reception import Reception
 from runtime.control.recorder import Recorder
+from runtime.control.resumption import Resumption
 from runtime.control.roster import Roster
-from runtime.control.training import NEVER_S, Pace, PushSchedule, Training, TrainingError
+from runtime.control.training import NEVER_S, Pace, PushSchedule, Training
 from runtime.control.votes import Ballot
 from runtime.planning import controller
 from runtime.planning import types as plan_types
@@ -47,18 +49,24 @@ class Coordinator:
         recorder: Recorder,
         keeper: CheckpointKeeper,
         on_ready: Callable[[], None] = lambda: None,
+        resumption: Resumption | None = None,
     ) -> None:
-        """`on_ready` is called once, when the first step is committed or the first nodes prove too few."""
+        """`on_ready` is called once, when the first step is committed or the first nodes prove too few.
+
+        `resumption`: the job's last coordinator was killed, and workers may still hold its state.
+        """
         self._training, self._config = training, config
         self._fleet, self._backup, self._recorder = fleet, backup, recorder
         self._keeper, self._on_ready = keeper, on_ready
         self._state = controller.initial_state(config)
         self._roster = Roster()
+        self._reception = Reception(training, self._roster, backup, keeper, recorder, self._send)
         self._planned_lead_s = notice_lead_s(config.profile, config.costs)
         self._phase = Phase.WAITING
         self._running: MigrationPlan | None = None
         self._fresh = False  # the running generation has not committed a step yet
         self._pending: Pending | None = None
+        self._final_holds: Mapping[str, frozenset[int]] = {}  # who held what after the last step
         self._highest_generation = 0
         self._ballot = Ballot(0, 0, 0)
         self._recovery = Recovery(0, 0, ())
@@ -66,11 +74,15 @@ class Coordinator:
         self._gate = StartGate(START_PATIENCE_S)
         self._planning: list[plan_types.Event] = []
         self._digests = FinalDigests(len(training.model.layers))
-        self._corpus_digest = ""
         self._pace = Pace()
         self._pushes = PushSchedule(training.backup_every)
         self.ledger = Ledger(training.model.training.mini_batch, committed_steps=training.first_step)
         self.stopped: StopRequest | None = None
+        self._resumption = resumption
+        if resumption is not None:
+            self.ledger = replace(self.ledger, committed_steps=resumption.step)
+            self._highest_generation = resumption.generation
+            self._state = resumption.state(self._state)
 
     # ---- the loop --------------------------------------------------------------------------------------
 
@@ -89,7 +101,7 @@ class Coordinator:
             if self._now_s() >= next_tick_s:
                 next_tick_s = max(next_tick_s + self._training.interval_s, self._now_s())
                 self._planning.append(plan_types.IntervalElapsed())
-                self._expire_notices()
+                self._planning += self._reception.spared(self._now_s())
             for node in self._roster.due(self._now_s(), lead_s):
                 self._planning.append(plan_types.NodeNoticed(node, self._roster.notices[node]))
             self._check_deadline()
@@ -113,11 +125,11 @@ class Coordinator:
                 if node in self._roster:
                     self._obey(node, messages.decode(message))
             case fleet_events.WorkerJoined():
-                self._join(event)
+                self._reception.join(event, self._resumption)
             case fleet_events.WorkerLost(node, why):
                 self._lose(node, why)
             case fleet_events.NodeNoticed():
-                self._notice(event)
+                self._reception.notice(event, self._now_s())
             case fleet_events.InstanceChanged(instance):
                 self._recorder.instance(instance)
                 self._roster.instance(instance)
@@ -142,7 +154,7 @@ class Coordinator:
             case messages.Aborted():
                 self._aborted(node, message)
             case messages.Configured():
-                self._configured(node, message)
+                self._planning.append(self._reception.configured(node, message))
             case messages.Failed():
                 if self._phase is Phase.RUNNING:
                     self._recorder.event("failed", f"{node} could not go on", message.error)
@@ -151,41 +163,6 @@ class Coordinator:
                 self._digested(message)
 
     # ---- nodes come and go -----------------------------------------------------------------------------
-
-    def _join(self, event: fleet_events.WorkerJoined) -> None:
-        node, parsed = event.node, messages.decode(event.hello)
-        assert isinstance(parsed, messages.Hello)
-        # A scripted death is for a node's first worker; its successor must live.
-        faults = self._training.faults if self._roster.join(node, parsed) else []
-        port = event.backup_port
-        backup = (self._backup.host, self._backup.port) if port is None else ("127.0.0.1", port)
-        self._send(node, self._training.configure(node, backup, faults))
-
-    def _configured(self, node: str, message: messages.Configured) -> None:
-        if message.error:
-            raise TrainingError(f"node {node} cannot train: {message.error}")
-        if self._corpus_digest and message.corpus_digest != self._corpus_digest:
-            raise TrainingError(
-                f"node {node} reads another text than the others: give every node the same files (--data)"
-            )
-        self._corpus_digest = message.corpus_digest
-        self._keeper.learn(message.parameters)
-        self._roster.make_ready(node)
-        self._planning.append(plan_types.NodeJoined(node))
-        self._recorder.event("joined", f"{node} joined", "its worker is ready")
-
-    def _notice(self, event: fleet_events.NodeNoticed) -> None:
-        if event.notice.kind is NoticeKind.REBALANCE or event.notice.deadline_s is None:
-            self._recorder.event("rebalance", f"{event.node} may be taken", "the cloud's rebalance hint")
-            return
-        left_s = self._recorder.noticed(event.node, event.notice.deadline_s)
-        self._roster.notices[event.node] = self._now_s() + left_s
-
-    def _expire_notices(self) -> None:
-        """A node that outlives its deadline by an interval was spared: it counts again."""
-        for node in self._roster.spared(self._now_s() - max(self._training.interval_s, 1.0)):
-            self._recorder.spared(node)
-            self._planning.append(plan_types.NoticeWithdrawn(node))
 
     def _lose(self, node: str, why: str) -> None:
         self._recorder.event("lost", f"{node} is gone", why)
@@ -222,13 +199,14 @@ class Coordinator:
         ballot.check_coverage(training.model.training.micro_batches)
         scale = ballot.clip_scale(training.model.training.clip_norm)
         push = last or self._pushes.due(step + 1, self._backup.latest())
+        self.ledger = self.ledger.commit(step)
+        held_out = ballot.held_out_loss
+        self._recorder.step(step, ballot.loss, self.ledger.samples, running, held_out, scale)
         commit = messages.Commit(running.generation, step, scale, not last and not switch, push)
         for node in running.assignment:
             self._send(node, commit)
-        self.ledger = self.ledger.commit(step)
         self._ballot = Ballot(running.generation, self._step, running.layout.positions)
         pause_s = self._pace.commit(self._now_s(), self._fresh)
-        self._recorder.step(step, ballot.loss, self.ledger.samples, running, ballot.held_out_loss)
         if self._fresh:
             self._live(running, step, ballot, pause_s)
         self._deadline_s = self._now_s() + self._pace.timeout_s
@@ -236,9 +214,7 @@ class Coordinator:
             assert self._pending is not None
             self._switch(self._pending.plan)
         if last:
-            self._phase = Phase.FINISHING
-            for node in running.assignment:
-                self._send(node, messages.Digest())
+            self._finish(members_hold(running))
 
     # ---- generations -----------------------------------------------------------------------------------
 
@@ -250,6 +226,8 @@ class Coordinator:
             return
         if self._phase is Phase.RUNNING and self._fresh:
             return  # state is on the move: what to do next is decided when it has arrived, within a step
+        if self._resumption is not None and not self._resume(self._resumption):
+            return
         events, self._planning = self._planning, []
         decision = controller.step(self._config, self._state, events, self._now_s())
         self._state = decision.state
@@ -261,12 +239,28 @@ class Coordinator:
                 self._recorder.waiting(command.why)
                 self._ready()
 
+    def _resume(self, resumption: Resumption) -> bool:
+        """Go on from what the survivors hold; False: wait for more of them, or all is done."""
+        alive = self._roster.ready
+        if resumption.waits(alive, self._roster.booting, self._now_s()):
+            return False
+        self._resumption = None
+        holds = resumption.holds(alive)
+        self._recorder.event("resumed", f"at step {self._step}", f"{len(holds)} workers were found again")
+        self._planning += [plan_types.TrainingStopped(), plan_types.StateReported(holds)]
+        if self._step == self._training.steps and resumption.is_whole(alive):
+            self._finish(holds)
+        elif self._step == self._training.steps == self._backup.latest():
+            self._finish_or_recover()
+        return self._phase is Phase.WAITING
+
     def _ready(self) -> None:
         on_ready, self._on_ready = self._on_ready, lambda: None
         on_ready()
 
     def _begin(self, plan: MigrationPlan) -> None:
         self._highest_generation = max(self._highest_generation, plan.generation)
+        self._recorder.begin_generation(self._highest_generation)
         if self._phase is Phase.RUNNING:
             cost_s, ahead = self._state.pending_cost.total_s, self._training.copy_ahead
             old, self._pending = self._pending, Pending(plan, self._now_s(), cost_s, ahead)
@@ -324,7 +318,7 @@ class Coordinator:
         self.ledger = self.ledger.abandon()
         self._phase = Phase.RECOVERING
         if self._pending is not None:
-            self._planning.append(plan_types.MigrationFailed(self._pending.plan.generation))
+            self._planning.append(self._pending.overtaken(self._recorder.event))
             self._pending = None
         # Whoever may still hold layers must answer, also nodes that only wait to be released.
         self._recovery = Recovery(self._highest_generation, self._step, self._roster.ready)
@@ -334,7 +328,9 @@ class Coordinator:
         self._finish_recovery()
 
     def _aborted(self, node: str, message: messages.Aborted) -> None:
-        if self._phase is Phase.RECOVERING and message.generation == self._recovery.generation:
+        if self._resumption is not None:
+            self._resumption.answer(node, message.step, message.holds)
+        elif self._phase is Phase.RECOVERING and message.generation == self._recovery.generation:
             self._recovery.answer(node, message.step, message.holds)
             self._finish_recovery()
 
@@ -375,6 +371,12 @@ class Coordinator:
 
     # ---- the end ---------------------------------------------------------------------------------------
 
+    def _finish(self, holds: Mapping[str, frozenset[int]]) -> None:
+        """Every step is committed, and these nodes hold the outcome."""
+        self._phase, self._final_holds = Phase.FINISHING, holds
+        for node in holds:
+            self._send(node, messages.Digest())
+
     def _digested(self, message: messages.Digests) -> None:
         if self._phase is not Phase.FINISHING or message.step != self._training.steps:
             return
@@ -388,8 +390,7 @@ class Coordinator:
             self._digests.take_from(self._backup, self._training.steps)
             self._phase = Phase.ENDED
             return
-        assert self._running is not None
-        held = [layers for node, layers in members_hold(self._running).items() if node in self._roster]
+        held = [layers for node, layers in self._final_holds.items() if node in self._roster]
         alive = frozenset().union(*held)
         if self._digests.missing - alive:
             self._recover()

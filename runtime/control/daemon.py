@@ -11,7 +11,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from cloud.processes import Register, wait_until_gone
+from cloud.processes import Register, is_alive, wait_until_gone
 from runtime.control.agent import Agent, AgentOptions
 
 _GONE_WITHIN_S = 3.0
@@ -28,15 +28,28 @@ def fence(folder: Path, register: Register) -> None:
         Path(json.loads((folder / "agent.json").read_text())["socket"]).unlink()
 
 
-def start_daemon(options: AgentOptions) -> int:
+def living_agent(folder: Path, register: Register) -> str:
+    """What the agent that lives in this folder said when it began to listen; empty if none does."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        text = (folder / "agent.json").read_text()
+        pid = json.loads(text)["pid"]
+        if any(record.pid == pid and is_alive(record) for record in register.records()):
+            return text
+    return ""
+
+
+def start_daemon(options: AgentOptions, adopt: bool = False) -> int:
     """Start the agent in a session of its own; returns an exit code.
 
     It prints one JSON line {"agent","socket","pid"} once it listens. Starts in one folder wait for each
-    other; the last one wins.
+    other; the last one wins. With `adopt` an agent that lives there already is left at work, and speaks.
     """
     register = Register(options.register)
     with (options.folder / "agent.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        if adopt and (line := living_agent(options.folder, register)):
+            print(line, flush=True)
+            return 0
         fence(options.folder, register)
         read_end, write_end = os.pipe()
         if os.fork() == 0:

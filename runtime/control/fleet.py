@@ -9,7 +9,8 @@ import secrets
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 from cloud.provider import (
     CloudError,
@@ -33,8 +34,10 @@ from runtime.control.fleet_events import (
     WorkerLost,
     WorkerMessage,
 )
+from runtime.control.fleet_records import FleetJournal, Inheritance
 from runtime.control.node_link import LinkTimes, NodeLink
 from runtime.control.ssh import SshError
+from runtime.control.tasks import cancelled
 
 __all__ = [
     "Fleet",
@@ -54,24 +57,7 @@ _FIRST_PAUSE_S = 0.05
 _ASK_AGAIN_S = 30.0
 _DENIED_S = 60.0
 _AGENTS_LEAVE_WITHIN_S = 1.0
-_CANCEL_AGAIN_S = 0.1
 _LOG = logging.getLogger(__name__)
-
-
-class FleetJournal(Protocol):
-    """The part of the journal that a fleet writes. What must survive a crash is written before the call."""
-
-    def intent(self, token: str, job: str, call: str, count: int) -> None:
-        """Something is about to be rented under `token`."""
-        ...
-
-    def outcome(self, token: str, text: str) -> None:
-        """What came of it."""
-        ...
-
-    def put_instance(self, job: str, instance: Instance, pgids: Sequence[int]) -> None:
-        """The instance as it is now, with the process groups known on it."""
-        ...
 
 
 class Fleet:
@@ -79,7 +65,8 @@ class Fleet:
 
     All times are in `times` (seconds). `poll_s` is how often the provider is asked about its instances.
     `agent_start` brings our packages to nodes that do not have them. `anchor` is an address of this machine
-    that nodes shall reach through their SSH connections (see WorkerJoined.backup_port).
+    that nodes shall reach through their SSH connections (see WorkerJoined.backup_port). `before`: what an
+    earlier fleet of this job, whose process was killed, has left.
     """
 
     def __init__(
@@ -94,6 +81,7 @@ class Fleet:
         python: str = sys.executable,
         agent_start: AgentStart | None = None,
         anchor: tuple[str, int] | None = None,
+        before: Inheritance | None = None,
     ) -> None:
         self.events: asyncio.Queue[FleetEvent] = asyncio.Queue()
         self._provider = provider
@@ -105,6 +93,7 @@ class Fleet:
         self._python = python
         self._agent_start = agent_start
         self._anchor = anchor
+        self._before = before
         self._controller_id = secrets.token_hex(8)
         self._instances: dict[str, Instance] = {}  # by id, ended ones included
         self._links: dict[str, NodeLink] = {}
@@ -124,8 +113,21 @@ class Fleet:
             CloudError: the provider cannot be used at all.
         """
         await self._provider.start()
+        if self._before is not None:
+            await self._take_over(self._before)
         self._rent_task = asyncio.create_task(self._rent())
         self._tick_task = asyncio.create_task(self._tick())
+
+    async def _take_over(self, before: Inheritance) -> None:
+        """Find again what an earlier fleet has rented; what the provider does not show any more has ended."""
+        await self._provider.recover(before.instances, before.tokens)
+        await self._refresh()
+        for instance in before.instances:
+            if instance.id not in self._instances:
+                self._see(replace(instance, state=InstanceState.TERMINATED))
+        if self._journal is not None:
+            for token in before.tokens:
+                self._journal.outcome(token, "looked after by a resumed job")
 
     def send(self, node: str, message: dict[str, Any]) -> None:
         """To the worker that joined last on `node`, in order; returns at once. Nobody there: dropped."""
@@ -214,11 +216,11 @@ class Fleet:
             if self._journal is not None:
                 self._journal.outcome(token, f"failed: {error}")
             raise
+        for instance in reply.instances:
+            self._see(instance)
         if self._journal is not None:
             names = " ".join(instance.name for instance in reply.instances)
             self._journal.outcome(token, f"{names or 'none'}; refused {reply.refused} {reply.why}".rstrip())
-        for instance in reply.instances:
-            self._see(instance)
         if reply.shortage:
             self._tell_trouble(reply.shortage, NoCapacityError(reply.shortage))
         elif reply.instances:
@@ -287,6 +289,7 @@ class Fleet:
             times=self._times,
             agent_start=self._agent_start,
             anchor=self._anchor,
+            adopt=self._before is not None,
         )
         self._links[instance.name] = link
         self._tasks[instance.name] = asyncio.create_task(self._tend(link))
@@ -372,7 +375,7 @@ class Fleet:
             self._tick_task.cancel()
         for link in list(self._links.values()):
             link.gone("the fleet has been stopped")
-        await _cancelled([*self._tasks.values(), *waits])
+        await cancelled([*self._tasks.values(), *waits])
         try:
             async with asyncio.timeout(self._times.close_s):
                 await self._provider.close()
@@ -383,17 +386,3 @@ class Fleet:
         finally:
             with contextlib.suppress(CloudError):
                 await self._refresh()
-
-
-async def _cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Cancel tasks and return when they have ended.
-
-    Once is not enough: Python 3.11's `wait_for` loses a cancellation that arrives just when what it waits for
-    is done (python/cpython issue 86296), and the task would go on for ever.
-    """
-    left: set[asyncio.Task[Any]] = set(tasks)
-    while left:
-        for task in left:
-            task.cancel()
-        done, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN_S)
-        _ = [task.exception() for task in done if not task.cancelled()]  # seen, or asyncio would complain

@@ -14,12 +14,13 @@ class WorkerJoined:
     """A worker of `node` is up; `hello` is its first line.
 
     A later one of the same node is a new incarnation. `backup_port`, where it is not None, is the port of
-    the node's own 127.0.0.1 that leads to the backup.
+    the node's own 127.0.0.1 that leads to the backup. `adopted`: it worked for this job's last launcher.
     """
 
     node: str
     hello: dict[str, Any]
     backup_port: int | None = None
+    adopted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

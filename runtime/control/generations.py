@@ -9,7 +9,7 @@ from typing import Any
 
 from runtime.control.messages import Copied, Prepare, Prepared, Switch
 from runtime.control.roster import Worker
-from runtime.planning.types import MigrationPlan
+from runtime.planning.types import MigrationFailed, MigrationPlan
 
 # A generation whose groups do not stand by then is given up.
 PREPARE_TIMEOUT_S = 10.0
@@ -64,6 +64,13 @@ class Pending:
             return False
         tell("copy", "the state is not all there: the rest is sent at the switch", why)
         return True
+
+    def overtaken(self, tell: Callable[[str, str, str], None]) -> MigrationFailed:
+        """A member of the running generation went before the switch: this one will not be."""
+        what = "the copy was whole" if self.stands and self.here else "it was not ready"
+        why = f"{what}; layers copied of the last committed step count as held"
+        tell("copy", f"generation {self.plan.generation} is given up: a node went before its switch", why)
+        return MigrationFailed(self.plan.generation)
 
     def possible(self, alive: Collection[str]) -> bool:
         """Whether everybody whom the plan needs, as a member or as a source, is still here."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,18 @@ class LaunchRequest:
         }
 
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> LaunchRequest:
+        """The request of a job in the journal. Keys that another version wrote are left out."""
+        known = {item.name for item in fields(cls)}
+        found = {key: value for key, value in values.items() if key in known}
+        for key in ("home", "trace", "checkpoint", "start_from"):
+            found[key] = None if found.get(key) is None else Path(found[key])
+        found["corpus"] = tuple(Path(path) for path in found.get("corpus", ()))
+        found["faults"] = ()  # scripted deaths are for the first attempt
+        return cls(**found)
+
+
 @dataclass(frozen=True)
 class Transfer:
     """The state that moved for a migration: `bytes_ahead` while training went on, the rest at the switch.
@@ -121,6 +133,19 @@ class MigrationRecord:
             "from": None if self.before is None else str(self.before),
             "to": str(self.after),
         }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> MigrationRecord:
+        """The record again."""
+        found = dict(values)
+        before, after = found.pop("from"), found.pop("to")
+        moved = found.pop("bytes_moved")
+        ahead = found.pop("bytes_ahead")
+        found["transfer"] = Transfer(ahead, found.pop("copy_s"), moved - ahead, found.pop("fetch_s"))
+        found["kind"] = MigrationKind(found["kind"])
+        for key in ("nodes_lost", "nodes_joined"):
+            found[key] = tuple(found[key])
+        return cls(**found, before=before and Layout.parse(before), after=Layout.parse(after))
 
 
 @dataclass(frozen=True)

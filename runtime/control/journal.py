@@ -41,6 +41,7 @@ CREATE TABLE IF NOT EXISTS events (
   id INTEGER PRIMARY KEY, job TEXT NOT NULL, time_s REAL NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL,
   why TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS events_of_job ON events (job, id);
+CREATE TABLE IF NOT EXISTS generations (job TEXT PRIMARY KEY, highest INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS snapshots (job TEXT PRIMARY KEY, json TEXT NOT NULL, updated_s REAL NOT NULL);
 """
 
@@ -236,6 +237,27 @@ class Journal:
             )
             if done.rowcount == 0:
                 raise UnknownJobError(f"no job named {name!r} in {self.home}")
+
+    def take_over(self, record: JobRecord, pid: int, spec: Mapping[str, Any]) -> bool:
+        """Make process `pid` the launcher of a job whose own has ended; False: another one was quicker."""
+        with self._write() as db:
+            done = db.execute(
+                "UPDATE jobs SET state = ?, pid = ?, pid_start = ?, spec_json = ?, ended_s = NULL,"
+                " result_json = NULL WHERE name = ? AND pid = ? AND pid_start IS ?",
+                (JobState.STARTING, pid, start_ticks(pid), json.dumps(spec),
+                 record.name, record.pid, record.pid_start),
+            )  # fmt: skip
+        return done.rowcount == 1
+
+    def begin_generation(self, job: str, number: int) -> None:
+        """Record that workers are about to hear of a generation of this number."""
+        with self._write() as db:
+            db.execute("INSERT OR REPLACE INTO generations VALUES (?, ?)", (job, number))
+
+    def highest_generation(self, job: str) -> int:
+        """The highest number that any worker can have heard of; 0 before the first."""
+        rows = self._rows("SELECT highest FROM generations WHERE job = ?", job)
+        return int(rows[0]["highest"]) if rows else 0
 
     def jobs(self) -> list[JobRecord]:
         """Every job, the oldest first."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import signal
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from cloud.provider import CloudError, MaybeStillRunningError, SpotProvider
@@ -16,15 +17,17 @@ from runtime.control.checkpoint import Checkpoint
 from runtime.control.continuation import check_continues
 from runtime.control.coordinator import Coordinator
 from runtime.control.fleet import Fleet
+from runtime.control.fleet_records import Inheritance
 from runtime.control.job import JobResult, LaunchRequest
 from runtime.control.journal import JobState, Journal
 from runtime.control.keeper import CheckpointKeeper
+from runtime.control.past import NotResumableError, Past, job_token, read_past, resumable
 from runtime.control.phases import StopRequest
 from runtime.control.planner import planner_config
 from runtime.control.providers import ProviderSetup, provider_setup
 from runtime.control.recorder import Bill, Recorder
+from runtime.control.resumption import Resumption
 from runtime.control.training import Training, TrainingError
-from runtime.control.wire import TOKEN_BYTES
 from runtime.planning.controller import ControllerConfig
 from runtime.planning.errors import InputError
 from runtime.planning.model import ModelSpec, parse_model
@@ -55,17 +58,55 @@ def run(request: LaunchRequest, watch: Watch | None = None) -> JobResult:
         journal.close()
         raise
     journal.create_job(request.name, request.as_json(), os.getpid())
-    state = JobState.FAILED
+    return _carry_out(request, journal, lambda: _Job(request, spec, setup, journal, start, watch))
+
+
+def resume(home: Path, name: str, watch: Watch | None = None, **changes: Any) -> JobResult:
+    """Go on with a job whose launcher was killed, in this process; `changes` are fields of its request.
+
+    Instances, nodes and workers that live are taken over with the state that they hold; without them it goes
+    on from the last checkpoint on disk. Until the cloud has answered, a failure leaves everything as it is.
+
+    Raises:
+        UnknownJobError, NotResumableError: there is no such job, or there is nothing to go on with.
+        InputError, MaybeStillRunningError: as for `run`.
+    """
+    journal = Journal(home)
+    try:
+        record = resumable(journal, name)
+        request = replace(LaunchRequest.from_json(record.spec), home=home, **changes)
+        spec = parse_model(request.template, request.model)
+        past = read_past(journal, record, request)
+        start = newest_state(request, spec)
+        if record.state.ended and start is None:
+            raise NotResumableError(f"job {name} ended ({record.state}) without a checkpoint: launch anew")
+        setup = provider_setup(request, spec, journal)
+        check_nodes(request, setup.spec or spec)
+        if not journal.take_over(record, os.getpid(), request.as_json()):
+            raise NotResumableError(f"job {name} is being resumed by another process: parcae status {name}")
+    except BaseException:
+        journal.close()
+        raise
+    return _carry_out(request, journal, lambda: _Job(request, spec, setup, journal, start, watch, past))
+
+
+def _carry_out(request: LaunchRequest, journal: Journal, make: Callable[[], _Job]) -> JobResult:
+    state: JobState | None = JobState.FAILED
     result: JobResult | None = None
     try:
-        result = asyncio.run(_Job(request, spec, setup, journal, start, watch).run())
+        job = make()
+        result = asyncio.run(job.run())
         state = JobState(result.state)
         return result
+    except _NotBegunError as error:
+        state = None  # as it was: it may be tried again
+        raise error.why from None
     except KeyboardInterrupt:
         state = JobState.INTERRUPTED
         raise
     finally:
-        journal.set_job_state(request.name, state, result.as_json() if result else None)
+        if state is not None:
+            journal.set_job_state(request.name, state, result.as_json() if result else None)
         journal.close()
 
 
@@ -91,19 +132,43 @@ def read_start(request: LaunchRequest, spec: ModelSpec) -> Checkpoint | None:
     """
     if request.start_from is None:
         return None
-    start = checkpoint.read(request.start_from)
-    sizes = {layer: len(blob) // STATE_BYTES_PER_PARAM for layer, blob in start.layers.items()}
-    if sizes != {layer: wanted.params for layer, wanted in enumerate(spec.layers)}:
-        raise InputError(
-            f"{request.start_from}: holds {len(sizes)} layers of {sum(sizes.values()):,} parameters; "
-            f"{spec.name} has {len(spec.layers)} of {spec.state_params:,}"
-        )
+    start = _read_checkpoint(request.start_from, spec)
     check_continues(start, request.start_from, spec, request.seed)
     if start.step >= request.steps:
         raise InputError(
             f"{request.start_from}: stands at step {start.step}; give --steps above that, not {request.steps}"
         )
     return start
+
+
+def newest_state(request: LaunchRequest, spec: ModelSpec) -> Checkpoint | None:
+    """The newest state of a job that is safe on disk: its own last checkpoint, or the one that it began with.
+
+    Raises:
+        InputError: it is not whole, or of another model.
+    """
+    if request.checkpoint is not None and any(request.checkpoint.glob("step-*")):
+        return _read_checkpoint(request.checkpoint, spec)
+    return None if request.start_from is None else _read_checkpoint(request.start_from, spec)
+
+
+def _read_checkpoint(path: Path, spec: ModelSpec) -> Checkpoint:
+    start = checkpoint.read(path)
+    sizes = {layer: len(blob) // STATE_BYTES_PER_PARAM for layer, blob in start.layers.items()}
+    if sizes != {layer: wanted.params for layer, wanted in enumerate(spec.layers)}:
+        raise InputError(
+            f"{path}: holds {len(sizes)} layers of {sum(sizes.values()):,} parameters; "
+            f"{spec.name} has {len(spec.layers)} of {spec.state_params:,}"
+        )
+    return start
+
+
+class _NotBegunError(Exception):
+    """A job could not be taken over, and everything is as it was."""
+
+    def __init__(self, why: Exception) -> None:
+        super().__init__(str(why))
+        self.why = why
 
 
 class _Job:
@@ -115,16 +180,18 @@ class _Job:
         journal: Journal,
         start: Checkpoint | None,
         watch: Watch | None,
+        past: Past | None = None,
     ) -> None:
+        self._past = past
         self._request, self._spec, self._journal = request, setup.spec or spec, journal
         self._setup, self._start = setup, start
         self._wanted = setup.wanted or request.nodes
-        self._token = secrets.token_bytes(TOKEN_BYTES)
+        self._token = job_token(journal.job_folder(request.name))
         self._bill = Bill(setup.time_scale)
         provider: SpotProvider = setup.provider
         on_step = (lambda step: watch(step, provider)) if watch else None
         first_step = start.step if start else 0
-        self._recorder = Recorder(request, journal, self._bill, first_step, on_step)
+        self._recorder = Recorder(request, journal, self._bill, first_step, on_step, past)
 
     async def run(self) -> JobResult:
         request = self._request
@@ -150,19 +217,31 @@ class _Job:
             poll_s=setup.poll_s,
             agent_start=setup.agent_start,
             anchor=None if setup.anchor_reachable else (backup.host, backup.port),
+            before=None if self._past is None else Inheritance(self._past.living, tuple(self._past.tokens)),
         )
         # The controller's clock is the wall's, so intervals shrink with the trace's speed.
         config = planner_config(request, self._spec, self._wanted, setup.time_scale)
+        training = self._training()
+        resumption = None
+        if self._past is not None:
+            resumption = Resumption.of(self._past, training.first_step, len(self._spec.layers))
         coordinator = Coordinator(
-            self._training(), config, fleet, backup, self._recorder, keeper, setup.start_clock
+            training, config, fleet, backup, self._recorder, keeper, setup.start_clock, resumption
         )
         loop = asyncio.get_running_loop()
         interruption = StopRequest(JobState.INTERRUPTED, "interrupted by the user")
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, coordinator.request_stop, interruption)
         state, why, digest = JobState.INTERRUPTED, "", None
+        if self._past is not None:
+            try:
+                await fleet.start()
+            except CloudError as error:
+                backup.close()
+                raise _NotBegunError(error) from error
         try:
-            await fleet.start()
+            if self._past is None:
+                await fleet.start()
             await asyncio.to_thread(_warm_up, config)
             if not setup.clock_waits:
                 setup.start_clock()

@@ -1,7 +1,7 @@
 """The messages between the coordinator and a worker: one frozen class each, JSON objects on the wire.
 
 A message travels as `{"t": name, ...fields}`. Fields are JSON values only, so that `decode(encode(m)) == m`.
-Coordinator to worker: Configure, Prepare, Cancel, Switch, Commit, Abort, Release, Digest, Stop.
+Coordinator to worker: Configure, Prepare, Cancel, Switch, Commit, Abort, Adopt, Release, Digest, Stop.
 Worker to coordinator: Hello, Configured, Prepared, Copied, Vote, Aborted, Failed, Digests.
 """
 
@@ -183,6 +183,23 @@ class Aborted(Message):
 
 
 @dataclass(frozen=True)
+class Adopt(Message):
+    """Another coordinator goes on with the job: leave every generation up to `until`, and say what you hold.
+
+    The last step that was committed is `step`, in `generation`, with gradients times `scale`: who has voted
+    for it and has not been told applies it first. `configure` is for a worker that was not configured yet;
+    one that was takes the address of the backup from it. The answers are an Aborted and a Configured.
+    """
+
+    t = "adopt"
+    until: int
+    generation: int
+    step: int
+    scale: float
+    configure: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Release(Message):
     """The generation goes on without this worker: drop every layer."""
 
@@ -237,6 +254,7 @@ _KINDS: Mapping[str, type[Message]] = {
         Commit,
         Abort,
         Aborted,
+        Adopt,
         Release,
         Failed,
         Digest,

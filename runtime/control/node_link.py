@@ -17,7 +17,6 @@ import json
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import asyncssh
@@ -34,21 +33,9 @@ from runtime.control.fleet_events import (
     WorkerMessage,
 )
 from runtime.control.link import Link, split_lines
+from runtime.control.link_times import LinkTimes
 
-
-@dataclass(frozen=True)
-class LinkTimes:
-    """How patient we are, in seconds."""
-
-    beat_s: float = 0.5
-    grace_s: float = 3.0
-    mute_s: float = 3.0
-    boot_s: float = 300.0
-    agent_start_s: float = 20.0
-    retry_s: float = 0.2
-    lease_s: float = 10.0
-    poll_s: float = 0.1
-    close_s: float = 7.0
+__all__ = ["LinkTimes", "NodeLink"]
 
 
 class NodeLink:
@@ -65,7 +52,9 @@ class NodeLink:
         times: LinkTimes,
         agent_start: AgentStart | None = None,
         anchor: tuple[str, int] | None = None,
+        adopt: bool = False,
     ) -> None:
+        """`adopt`: an agent and a worker of this job's may live there, and are to be kept."""
         self.instance = instance
         self.name = instance.name
         self.pids: tuple[int, ...] = ()
@@ -76,6 +65,7 @@ class NodeLink:
         self._times = times
         self._agent_start = agent_start
         self._anchor = anchor
+        self._adopt = adopt
         self._anchor_port: int | None = None  # the node's own port that leads to the anchor
         self._forwarding: asyncio.Task[None] | None = None
         self._connection: asyncssh.SSHClientConnection | None = None
@@ -205,6 +195,7 @@ class NodeLink:
                 self._channel = await self._open(connection)
             except ssh.RefusedError:
                 self._lose("the node's agent has died")
+                self._adopt = False
                 await self._start_agent(connection)
                 self._channel = await self._open(connection)
             self._agent_is_new = False
@@ -273,6 +264,7 @@ class NodeLink:
         command = (
             f"exec {self._python_words} -P -m parcae_cli.agent --daemon"
             f" --lease-s {times.lease_s:g} --poll-s {times.poll_s:g} --mute-s {times.mute_s:g}"
+            f"{' --adopt' if self._adopt else ''}"
         )
         reply = await ssh.run(connection, command, times.agent_start_s)
         try:
@@ -289,7 +281,8 @@ class NodeLink:
 
     async def _greet(self, channel: ssh.LineChannel) -> None:
         """Say who we are and what we have, and wait for the same: a stopped agent's socket still connects."""
-        words = {"controller": self._controller_id, "agent": self._agent_id, "have": self._link.received}
+        words: dict[str, Any] = {"controller": self._controller_id, "agent": self._agent_id}
+        words |= {"have": self._link.received, "adopt": self._adopt}
         self._heard_s = self._said_s = time.monotonic()
         self._buffer.clear()
         channel.on_data = self._receive
@@ -305,7 +298,7 @@ class NodeLink:
         if not self._greeted:
             if not channel.closed.is_set():
                 self._lose("the node's agent does not answer")
-                self._fence_wanted = True
+                self._fence_wanted, self._adopt = True, False
             raise ssh.ConnectionLost(f"{self.name}: the agent has not greeted")
 
     def _detach(self) -> None:
@@ -345,7 +338,7 @@ class NodeLink:
             self._lost_up_to = 0
         elif self._worker is None and self._lost_up_to:  # we have given up a worker that may still live
             self._frame(b"a", json.dumps({"t": "restart", "incarnation": self._lost_up_to}).encode())
-        self._greeted = True
+        self._greeted, self._adopt = True, False
         self._greeting.set()
         if self._channel is not None and (unseen := self._link.unseen(int(words["have"]))):
             self._channel.write(unseen)
@@ -355,14 +348,14 @@ class NodeLink:
             if int(kind[1:]) == self._worker:
                 self._emit(WorkerMessage(self.name, json.loads(payload)))
             return
-        if kind[:1] == b"h":
+        if kind[:1] in (b"h", b"k"):
             incarnation = int(kind[1:])
             if incarnation > self._lost_up_to:
                 hello = json.loads(payload)
                 self._worker = incarnation
                 self._failures = 0
                 self.pids = (*self.pids[:1], int(hello.get("pid", 0)))
-                self._emit(WorkerJoined(self.name, hello, self._anchor_port))
+                self._emit(WorkerJoined(self.name, hello, self._anchor_port, kind[:1] == b"k"))
             return
         words = json.loads(payload)
         if words["t"] == "lost":

@@ -11,6 +11,7 @@ from typing import Any
 from cloud.types import Instance, InstanceState
 from runtime.control.job import LaunchRequest, MigrationRecord, Transfer
 from runtime.control.journal import JobState, Journal
+from runtime.control.past import Past
 from runtime.planning import controller
 from runtime.planning.types import Layout, MigrationPlan, Position
 
@@ -25,6 +26,10 @@ class Bill:
     def __init__(self, speed: float) -> None:
         self.speed = speed
         self._held: dict[str, tuple[Instance, float | None]] = {}  # id -> instance, when it ended
+
+    def restore(self, instance: Instance, ended_s: float | None) -> None:
+        """An instance that an earlier launcher of the job has rented."""
+        self._held[instance.id] = (instance, ended_s)
 
     def update(self, instance: Instance, now_s: float) -> None:
         """Note an instance's new state; times in Unix seconds."""
@@ -66,13 +71,15 @@ class Recorder:
         bill: Bill,
         first_step: int = 0,
         on_step: Callable[[int], None] | None = None,
+        past: Past | None = None,
     ) -> None:
+        """`past` is what the job had done before its launcher was killed."""
         self._request, self._journal, self._bill = request, journal, bill
         self._first_step = first_step
         self._on_step = on_step or (lambda step: None)
         self._began_s = time.time()
         self._folder = journal.job_folder(request.name)
-        self._metrics = (self._folder / "metrics.jsonl").open("w", encoding="utf-8")
+        self._metrics = (self._folder / "metrics.jsonl").open("w" if past is None else "a", encoding="utf-8")
         self._offsets: list[int] = []  # where each step's line begins, so that a rollback can cut them off
         self._wall_s: float | None = None
         self._state = JobState.STARTING
@@ -88,6 +95,20 @@ class Recorder:
         self._next_refresh_s = 0.0
         self._backup_step = 0
         self.migrations: list[MigrationRecord] = []
+        if past is not None:
+            self._go_on(past)
+
+    def _go_on(self, past: Past) -> None:
+        self._began_s = past.began_s
+        self._metrics.truncate(past.size)  # a line that is not whole was never acted on
+        self._offsets = list(past.offsets)
+        self._losses = [row["loss"] for row in past.rows]
+        if past.rows:
+            self._first_step = past.rows[0]["step"]
+            self._samples = past.rows[-1]["samples"]
+        self.migrations = list(past.migrations)
+        for instance, ended_s in past.instances:
+            self._bill.restore(instance, ended_s)
 
     # ---- what happens ----------------------------------------------------------------------------------
 
@@ -114,9 +135,18 @@ class Recorder:
         self.event("spared", f"{node} is still here", "its notice has run out")
 
     def step(
-        self, step: int, loss: float, samples: int, plan: MigrationPlan, eval_loss: float | None = None
+        self,
+        step: int,
+        loss: float,
+        samples: int,
+        plan: MigrationPlan,
+        eval_loss: float | None = None,
+        scale: float = 1.0,
     ) -> None:
-        """A step was committed; `eval_loss` is the held-out loss of the weights that it began with."""
+        """A step is decided; `eval_loss` is the held-out loss of the weights that it began with.
+
+        Its line is in the file before a worker is told: the file is the ledger.
+        """
         now_s = time.time()
         self._offsets.append(self._metrics.tell())
         line = {
@@ -127,6 +157,7 @@ class Recorder:
             "generation": plan.generation,
             "pipelines": plan.layout.pipelines,
             "stages": plan.layout.stages,
+            "scale": scale,
         }
         if eval_loss is not None:
             line["eval_loss"] = eval_loss
@@ -171,6 +202,10 @@ class Recorder:
         self._why = why
         self._plan = None
 
+    def begin_generation(self, number: int) -> None:
+        """Workers are about to hear of it: whoever goes on with the job must count on from there."""
+        self._journal.begin_generation(self._request.name, number)
+
     def generation(self, plan: MigrationPlan) -> None:
         """A new generation begins its first step."""
         self._plan = plan
@@ -200,9 +235,11 @@ class Recorder:
             after=plan.layout,
         )
         if before is None:
-            self.event("started", f"training started as {plan.layout}")
+            self.event("started", f"training {'goes on' if step else 'started'} as {plan.layout}")
             return
         self.migrations.append(record)
+        with (self._folder / "migrations.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record.as_json()) + "\n")
         how = "prepared" if record.noticed else "after a loss"
         if transfer.copy_s:
             how += f", {transfer.bytes_ahead / 1e6:.1f} MB copied ahead in {transfer.copy_s:.2f} s"

@@ -37,9 +37,9 @@ class GradientLog:
         return self._kept.get(layer, {}).get(step)
 
     @property
-    def kept(self) -> int:
-        """How many gradients are kept."""
-        return sum(len(steps) for steps in self._kept.values())
+    def followed(self) -> frozenset[int]:
+        """The layers that have a follower."""
+        return frozenset(self._followers)
 
     def _prune(self, layer: int) -> None:
         needed = self._followers.get(layer)

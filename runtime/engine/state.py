@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,6 +24,8 @@ from torch import nn
 # Adding and subtracting 1.5 * 2^(52-42) in float64 rounds to a multiple of 2^-42 for |x| < 2^9.
 _GRID = 1.5 * 2.0 ** (52 - 42)
 ROWS = 3
+# So many values are updated at a time: what lies between two operations stays in the cache.
+_BLOCK = 1 << 16
 _ALIGNMENT = 16  # values: a layer's slice of the flat gradient begins at a multiple of 64 bytes
 
 
@@ -140,7 +143,21 @@ class LayerState:
         optimiser: AdamW,
         half_way: Callable[[], None] | None,
     ) -> None:
-        weights, first, second = self.buffer[:, part]
+        for start in range(part.start, part.stop, _BLOCK):
+            block = slice(start, min(start + _BLOCK, part.stop))
+            end = start - part.start + block.stop - block.start
+            self._update_block(block, count, gradient[start - part.start : end], optimiser, half_way)
+            half_way = None
+
+    def _update_block(
+        self,
+        block: slice,
+        count: int,
+        gradient: torch.Tensor,
+        optimiser: AdamW,
+        half_way: Callable[[], None] | None,
+    ) -> None:
+        weights, first, second = self.buffer[:, block]
         weights.mul_(1 - optimiser.learning_rate * optimiser.weight_decay)
         first.lerp_(gradient, 1 - optimiser.beta1)
         if half_way is not None:
@@ -150,11 +167,14 @@ class LayerState:
         weights.addcdiv_(first, denominator, value=-optimiser.learning_rate / (1 - optimiser.beta1**count))
 
     def _accumulator(self, start: int, end: int) -> Callable[[torch.Tensor], None]:
+        # Weakly held, or a layer would keep itself and its state alive until cycles are collected.
+        owner, exact = weakref.ref(self), self._exact
+
         def accumulate(parameter: torch.Tensor) -> None:
-            gradient = parameter.grad
-            assert gradient is not None
-            target = self.gradient[start:end]
-            if self._exact:
+            gradient, layer = parameter.grad, owner()
+            assert gradient is not None and layer is not None
+            target = layer.gradient[start:end]
+            if exact:
                 target.add_(gradient.reshape(-1).double().add_(_GRID).sub_(_GRID))
             else:
                 target.add_(gradient.reshape(-1))

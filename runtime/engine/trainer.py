@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -141,18 +141,28 @@ class Trainer:
         return forward
 
     def apply(
-        self, generation: Generation, scale: float, keep: Callable[[int, int, torch.Tensor], None]
+        self,
+        generation: Generation,
+        scale: float,
+        followed: Collection[int] = (),
+        keep: Callable[[int, int, torch.Tensor], None] = lambda layer, step, gradient: None,
     ) -> None:
         """The step is committed: update the layers. Local; after it, layers of other stages are dropped.
 
-        `keep` gets each layer's index, the step and the gradient, just before it is used.
+        `keep` gets the index, the step and the gradient of the layers that are `followed`, before all else:
+        their followers wait for it.
         """
         optimiser = self._optimiser_at(self.step)
+        kept: dict[int, torch.Tensor] = {}
+        for index in generation.layers:
+            if index in followed:
+                kept[index] = self.layers[index].scaled(scale)
+                keep(index, self.step, kept[index])
         for count, index in enumerate(generation.layers):
             half_way = (lambda: self._point("optimiser")) if count == 0 else None
-            gradient = self.layers[index].scaled(scale)
-            keep(index, self.step, gradient)
-            self.layers[index].update(self.step, gradient, optimiser, half_way)
+            layer = self.layers[index]
+            gradient = kept.pop(index) if index in kept else layer.scaled(scale)
+            layer.update(self.step, gradient, optimiser, half_way)
         if generation.fresh:
             generation.fresh = False
             for index in [i for i in self.layers if i not in generation.layers]:

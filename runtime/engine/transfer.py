@@ -84,10 +84,10 @@ class StateServer:
             self._changed.notify_all()
 
     @property
-    def gradients_kept(self) -> int:
-        """How many gradients are kept for followers."""
+    def followed(self) -> frozenset[int]:
+        """The layers whose gradients somebody needs."""
         with self._changed:
-            return self._log.kept
+            return self._log.followed
 
     def _accept(self) -> None:
         while True:
@@ -232,17 +232,26 @@ class BackupPusher:
         self._copies: queue.SimpleQueue[tuple[int, int, torch.Tensor]] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="backup-push", daemon=True).start()
 
+    def move_to(self, backup: Address) -> None:
+        """The backup is somewhere else now."""
+        self._backup = backup
+
     def push(self, layer: int, step: int, buffer: torch.Tensor) -> None:
         """Queue a copy of this layer's state before `step`."""
         self._copies.put((layer, step, buffer.clone()))
 
     def _run(self) -> None:
         sock: socket.socket | None = None
+        where = self._backup
         while True:
             layer, step, copy = self._copies.get()
             try:
+                if sock is not None and where != self._backup:
+                    sock.close()
+                    sock = None
                 if sock is None:
-                    sock = wire.connect(self._backup.host, self._backup.port, _SOURCE_LAG_S)
+                    where = self._backup
+                    sock = wire.connect(where.host, where.port, _SOURCE_LAG_S)
                 wire.put(sock, layer, step, bytes_of(copy), self._token)
             except OSError:
                 # This step's copy stays incomplete on the backup, which then offers an older one.

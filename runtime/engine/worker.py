@@ -74,6 +74,7 @@ class Worker:
         self._graveyard = Graveyard()
         self._faults = FaultInjector("", ())
         self._trainer: Trainer | None = None
+        self._configured: messages.Configured | None = None
         self._pusher: BackupPusher | None = None
         self._backup: Address | None = None
         self._server = StateServer(host, self._point)
@@ -110,6 +111,8 @@ class Worker:
                     continue
                 if isinstance(message, messages.Abort):
                     self._abandon(message.generation)
+                if isinstance(message, messages.Adopt):
+                    self._abandon(message.until)
                 self._inbox.put(message)
         finally:
             os._exit(3)  # nobody commands this worker any more: it must not train on
@@ -124,6 +127,8 @@ class Worker:
                 self._commit(message)
             case messages.Abort():
                 self._aborted(message)
+            case messages.Adopt():
+                self._adopt(message)
             case messages.Release():
                 self._release()
             case messages.Digest():
@@ -162,7 +167,8 @@ class Worker:
             self._backup = Address(message.backup[0], message.backup[1])
             self._pusher = BackupPusher(self._backup, token)
         self._trainer.warm_up()
-        self._send(messages.Configured(trainer.samples, corpus_digest, self._trainer.parameters()))
+        self._configured = messages.Configured(trainer.samples, corpus_digest, self._trainer.parameters())
+        self._send(self._configured)
 
     # ---- generations -----------------------------------------------------------------------------------
 
@@ -241,6 +247,24 @@ class Worker:
             self._server.publish(self._trainer.step, self._trainer.sources())
         holds = sorted(self._trainer.layers) if self._trainer else []
         self._send(messages.Aborted(message.generation, self._step, holds))
+
+    def _adopt(self, message: messages.Adopt) -> None:
+        configure = messages.decode(message.configure)
+        assert isinstance(configure, messages.Configure)
+        generation, trainer = self._current, self._trainer
+        if trainer is None or self._configured is None:
+            self._aborted(messages.Abort(message.until))
+            self._configure(configure)
+            return
+        voted = generation is not None and generation.number == message.generation
+        if generation is not None and voted and trainer.step == message.step:
+            # The step was decided, and the word of it died with the coordinator.
+            self._apply(trainer, generation, message.scale)
+        if configure.backup is not None and self._pusher is not None:
+            self._backup = Address(configure.backup[0], configure.backup[1])
+            self._pusher.move_to(self._backup)
+        self._aborted(messages.Abort(message.until))
+        self._send(self._configured)
 
     def _release(self) -> None:
         self._leave()
@@ -324,15 +348,18 @@ class Worker:
         generation, trainer = self._current, self._trainer
         assert generation is not None and trainer is not None and message.step == trainer.step
         self._point("commit")
-        self._server.withdraw()
-        trainer.apply(generation, message.scale, self._server.keep)
-        self._server.publish(trainer.step, trainer.sources())
+        self._apply(trainer, generation, message.scale)
         if message.push and self._pusher is not None and generation.pipeline == 0:
             for index in generation.layers:
                 self._pusher.push(index, trainer.step, trainer.layers[index].buffer)
         generation.waiter.check()
         if message.proceed:
             self._compute(generation)
+
+    def _apply(self, trainer: Trainer, generation: Generation, scale: float) -> None:
+        self._server.withdraw()
+        trainer.apply(generation, scale, self._server.followed, self._server.keep)
+        self._server.publish(trainer.step, trainer.sources())
 
 
 def main(control_fd: int) -> None:

@@ -22,6 +22,12 @@ class Layout:
     def __str__(self) -> str:
         return f"{self.pipelines}x{self.stages}"
 
+    @classmethod
+    def parse(cls, text: str) -> Layout:
+        """The layout that says of itself `text`."""
+        pipelines, stages = text.split("x")
+        return cls(int(pipelines), int(stages))
+
 
 @dataclass(frozen=True, order=True)
 class Position:

@@ -20,6 +20,7 @@ from runtime.planning.trace import ADD, Trace, TraceStatistics
 from runtime.planning.types import Layout
 from runtime.simulate.account import Segment
 from runtime.simulate.baselines import RedundancyModel, checkpoint, ideal, on_demand, redundancy
+from runtime.simulate.bound import expected_bound
 from runtime.simulate.fleet import FleetRun, LoggedDecision, replay_fleet
 
 POLICIES = (
@@ -133,7 +134,10 @@ class PlannerTimes:
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """All policies on one trace."""
+    """All policies on one trace.
+
+    With the offline optimum comes a `bound`: samples that no plan can expect to exceed (`expected_bound`).
+    """
 
     trace_name: str
     trace: TraceStatistics
@@ -147,6 +151,8 @@ class ReplayResult:
     policies: tuple[PolicyResult, ...]
     planner: PlannerTimes
     seeds: tuple[int, ...] = (0,)
+    bound: float | None = None
+    bound_percent_of_ideal: float | None = None
     gpus: int = 1
 
 
@@ -168,6 +174,7 @@ def replay(
     # the optimum looks back on the others, so it comes last; the results keep the order asked for
     runs = {name: runner.run(name) for name in sorted(policies, key=lambda name: name == "offline-optimum")}
     results = tuple(_result(setup, name, runs[name], bound) for name in policies)
+    limit = expected_bound(setup) if "offline-optimum" in policies else None
     timed = next((runs[name] for name in CONTROLLED if name in runs), FleetRun())
     return ReplayResult(
         trace_name=setup.trace.name,
@@ -182,6 +189,8 @@ def replay(
         policies=results,
         planner=_times(timed.decision_ms),
         seeds=(setup.seed,),
+        bound=limit,
+        bound_percent_of_ideal=100 * limit / bound if limit is not None and bound else None,
         gpus=setup.gpus,
     )
 
@@ -234,8 +243,7 @@ class _Runner:
         foresight = Foresight(config.programme, changes, setup.trace.end_s)
         runs = [
             self._controlled("offline-optimum", replace(config, foresight=foresight)),
-            *(self.run(other) for other in ("parcae-oracle", "reactive")),
-            *(run for other, run in self._done.items() if other in CONTROLLED),
+            *(self.run(other) for other in CONTROLLED if other != "offline-optimum"),
         ]
         return max(runs, key=lambda run: run.account.samples)
 

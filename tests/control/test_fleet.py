@@ -228,9 +228,12 @@ def test_intent_is_written_before_the_call_and_instances_as_they_change(tmp_path
             await fleet.joined(2)
 
     asyncio.run(scene())
-    first, second = notes.lines[:2]
-    assert first[0] == "intent" and second[0] == "outcome" and first[1] == second[1]
-    assert first[2:] == ("job", "request", 2)
+    first = notes.lines[0]
+    assert first[0] == "intent" and first[2:] == ("job", "request", 2)
+    outcome = next(at for at, line in enumerate(notes.lines) if line[0] == "outcome")
+    assert notes.lines[outcome][1] == first[1]
+    # what came of the call is on record before the call counts as seen to
+    assert {line[1] for line in notes.lines[:outcome] if line[0] == "instance"} == {"node1", "node2"}
     ends = {line[1]: line[2] for line in notes.lines if line[0] == "instance"}
     assert ends == {"node1": InstanceState.TERMINATED, "node2": InstanceState.TERMINATED}
     assert any(

@@ -72,6 +72,17 @@ def test_patience_with_a_copy_ends() -> None:
     assert "has not come in 60 s" in told[0]
 
 
+def test_a_death_before_the_switch_is_told() -> None:
+    """The event says whether the copy was whole, and planning hears that the generation will not be."""
+    pending, told = standing()
+    failed = pending.overtaken(lambda kind, text, why: told.append(why))
+    pending.heard("c", Copied(4, 8, 0.1))
+    pending.overtaken(lambda kind, text, why: told.append(why))
+    assert failed.generation == PLAN.generation
+    assert told[0].startswith("it was not ready")
+    assert told[1].startswith("the copy was whole")
+
+
 def test_without_copying_ahead_the_groups_are_enough() -> None:
     """All of the state is sent at the switch."""
     pending = Pending(PLAN, 100.0, 2.0, ahead=False)

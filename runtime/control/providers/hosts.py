@@ -43,7 +43,8 @@ def setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) -> Provider
         hosts = read_inventory(Path(request.fleet["hosts"]))
     except InventoryError as error:
         raise InputError(str(error)) from error
-    run = secrets.token_hex(4)
+    left = journal.instances(request.name, live_only=True)  # of a launcher that was killed: the run goes on
+    run = run_of(left[0].instance) if left else secrets.token_hex(4)
     nodes = HostNodes(request.name, run, hosts, journal.job_folder(request.name) / "logs")
     return ProviderSetup(
         HostsProvider(request.name, run, hosts, nodes, HOST_TIMES),

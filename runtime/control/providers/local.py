@@ -9,12 +9,15 @@ from cloud.local.schedule import Schedule
 from cloud.types import Pool
 from runtime.control.job import LaunchRequest
 from runtime.control.journal import Journal
+from runtime.control.link_times import LinkTimes
 from runtime.control.providers import ProviderSetup
 from runtime.planning.errors import InputError
 from runtime.planning.model import ModelSpec
 from runtime.planning.profile import STATE_BYTES_PER_PARAM
 from runtime.planning.trace_formats import parse_trace
 
+# Nodes whose launcher was killed wait so long for `parcae resume`.
+LEASE_S = 60.0
 GRADIENT_BYTES_PER_PARAM = 12  # one in fp32, and the exact sum in float64
 
 
@@ -37,6 +40,7 @@ def setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) -> Provider
     )
     return ProviderSetup(
         provider,
+        link_times=LinkTimes(lease_s=LEASE_S),
         time_scale=request.speed,
         start_clock=provider.start_clock,
         clock_waits=any(event.time_s <= 0 for event in schedule.events),

@@ -1,0 +1,20 @@
+"""How patient a controller is with its nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LinkTimes:
+    """How patient we are, in seconds."""
+
+    beat_s: float = 0.5
+    grace_s: float = 3.0
+    mute_s: float = 3.0
+    boot_s: float = 300.0
+    agent_start_s: float = 20.0
+    retry_s: float = 0.2
+    lease_s: float = 10.0
+    poll_s: float = 0.1
+    close_s: float = 7.0

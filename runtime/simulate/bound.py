@@ -1,0 +1,74 @@
+"""What no plan can expect to beat that knows how many instances come and go, and when, but not who goes."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from runtime.planning.costs import Change
+from runtime.planning.forecast import Turn
+from runtime.planning.programme import CLOSE_S, Programme, Step, Vector
+from runtime.planning.trace import ADD
+from runtime.planning.types import MigrationKind
+
+if TYPE_CHECKING:
+    from runtime.simulate.replay import ReplaySetup
+
+MOST_LAYOUTS = 160  # that are weighed; more than any measured profile has
+
+
+class _Lenient(Programme):
+    """A step never costs more than itself: what a change still owes when the next one comes is forgiven."""
+
+    def _gain(self, lost: int, span_s: float) -> Vector:
+        return np.maximum(super()._gain(lost, span_s), 0.0)
+
+
+def expected_bound(setup: ReplaySetup) -> float | None:
+    """Samples that no such plan can expect to exceed, over all the ways to draw who goes.
+
+    The value of the dynamic programme over the true course of availability. Where it simplifies, it does so
+    to the plan's advantage: one stage only is short after a loss (priced like the first), changes within 15 s
+    are one, boot times are nothing, a change that outlasts its step is forgiven the rest, and a fleet that
+    was too small starts again for nothing. One replay may be luckier than its expectation. None where the
+    programme does not say: with notices, which tell who goes, and for instances with several GPUs.
+    """
+    if setup.notice_s or setup.gpus > 1:
+        return None
+    profile, most = setup.profile, max(1, setup.max_nodes)
+    programme = _Lenient(profile, setup.costs, profile.contenders(1, most, MOST_LAYOUTS), most)
+    moments: list[list[float]] = []  # time, losses, gains
+    for time_s, events in setup.trace.lives.instants:
+        gains = sum(event.action == ADD for event in events)
+        losses = len(events) - gains
+        if moments and time_s - moments[-1][0] < CLOSE_S:
+            moments[-1][1] += losses
+            moments[-1][2] += gains
+        else:
+            moments.append([time_s, losses, gains])
+    steps, counts, after = [], [], [0]
+    for (from_s, lost, gained), (until_s, *_) in pairwise([*moments, [setup.trace.end_s]]):
+        steps.append(Step((Turn(int(lost), int(gained), 1.0),), until_s - from_s))
+        counts.append(after[-1])
+        after.append(after[-1] + int(gained - lost))
+    values = programme.path_values(steps, counts)
+    total, idle, started = 0.0, True, False
+    for number, (step, count) in enumerate(zip(steps, after[1:], strict=True)):
+        fitting = [index for index, layout in enumerate(programme.layouts) if layout.positions <= count]
+        if fitting and idle:
+            starts_s = [0.0 if started else _start_s(setup, programme, index) for index in fitting]
+            total += max(
+                programme.rate[index] * max(0.0, step.span_s - start_s) + values[number + 1][index]
+                for index, start_s in zip(fitting, starts_s, strict=True)
+            )
+            started = True
+        idle = not fitting
+    return float(total)
+
+
+def _start_s(setup: ReplaySetup, programme: Programme, index: int) -> float:
+    layout = programme.layouts[index]
+    start = Change(MigrationKind.START, None, layout, fresh_nodes=layout.positions, noticed=True)
+    return setup.costs.cost(setup.profile, start).total_s

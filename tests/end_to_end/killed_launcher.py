@@ -1,0 +1,104 @@
+"""A launcher that is killed at a chosen moment: `-m tests.end_to_end.killed_launcher HOME MOMENT STEP`.
+
+It launches the job `cut`, or goes on with it where it is in the journal already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from runtime.control import messages
+from runtime.control.coordinator import Coordinator
+from runtime.control.journal import Journal
+from runtime.control.launch import resume
+from runtime.control.recorder import Recorder
+from tests.end_to_end.harness import train
+
+OPTIONS: dict[str, Any] = {"nodes": 4, "steps": 60}
+
+
+def die() -> None:
+    """At once, as with `kill -9`."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def soon() -> None:
+    """When what was sent in this turn of the loop has gone out and been heard."""
+    asyncio.get_running_loop().call_later(0.3, die)
+
+
+def arm(moment: str, step: int) -> Any:
+    """Have this process killed at the moment; returns what to do after every step."""
+    send, prepare, aborted, finish = (
+        getattr(Coordinator, name) for name in ("_send", "_prepare", "_aborted", "_finish")
+    )
+    write = Recorder.step
+    told: list[str] = []
+
+    def decided(self: Any, number: int, *rest: Any) -> None:
+        write(self, number, *rest)
+        if number == step:
+            die()
+
+    def told_one(self: Any, node: str, message: messages.Message) -> None:
+        if isinstance(message, messages.Commit) and message.step == step:
+            told.append(node)
+            if len(told) > 1:
+                soon()
+                return
+        send(self, node, message)
+
+    def prepared(self: Any, plan: Any) -> None:
+        prepare(self, plan)
+        if self.ledger.committed_steps >= step:
+            die()
+
+    def answered(self: Any, node: str, message: messages.Aborted) -> None:
+        aborted(self, node, message)
+        if self.ledger.committed_steps >= step and self._resumption is None:
+            die()
+
+    def finished(self: Any, holds: Any) -> None:
+        finish(self, holds)
+        die()
+
+    def lose_a_node(committed: int, provider: Any) -> None:
+        if committed == step and moment in ("a generation is begun", "survivors report"):
+            provider.kill(min(provider.names()))
+
+    match moment:
+        case "a step is decided":
+            Recorder.step = decided  # type: ignore[method-assign]
+        case "one worker is told":
+            Coordinator._send = told_one  # type: ignore[method-assign]
+        case "a generation is begun":
+            Coordinator._prepare = prepared  # type: ignore[method-assign]
+        case "survivors report":
+            Coordinator._aborted = answered  # type: ignore[method-assign]
+        case "all is committed":
+            Coordinator._finish = finished  # type: ignore[method-assign]
+    return lose_a_node
+
+
+def main() -> None:
+    """See the module."""
+    home, moment = Path(sys.argv[1]), sys.argv[2]
+    watch = arm(moment, int(sys.argv[3]))
+    journal = Journal(home)
+    known = [record.name for record in journal.jobs()]
+    journal.close()
+    if "cut" in known:
+        resume(home, "cut", watch)
+    else:
+        trace = "".join(f"0,add,n{number}\n" for number in range(8))
+        checkpoints = home / "checkpoints"
+        train(home, "cut", watch, trace, checkpoint=checkpoints, checkpoint_every=20, speed=60, **OPTIONS)
+
+
+if __name__ == "__main__":
+    main()
