@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--lease-s", type=float, default=60.0, help="leave when nobody was heard for so long")
     parser.add_argument("--poll-s", type=float, default=5.0, help="period of looking for notices")
     parser.add_argument("--mute-s", type=float, default=3.0, help="kill a worker that is silent for so long")
+    parser.add_argument("--gpus", type=int, default=1, help="start a worker for each of so many GPUs")
     parsed = parser.parse_args(arguments)
 
     if parsed.attach is not None:
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         poll_s=parsed.poll_s,
         lease_s=parsed.lease_s,
         mute_s=parsed.mute_s,
+        gpus=parsed.gpus,
         lease_file=Path(environment["PARCAE_LEASE_FILE"]) if "PARCAE_LEASE_FILE" in environment else None,
     )
     return end_node(options) if parsed.end else start_daemon(options, parsed.adopt)

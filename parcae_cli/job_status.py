@@ -17,13 +17,17 @@ CURVE_POINTS = 400
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """One node. `position` is (pipeline, stage); `notice_deadline` is in Unix seconds."""
+    """One node. `position` is (pipeline, stage); `notice_deadline` is in Unix seconds.
+
+    With several GPUs it has several `positions`, of which `position` is the first.
+    """
 
     name: str
     state: str
     position: tuple[int, int] | None = None
     zone: str = ""
     notice_deadline: float | None = None
+    positions: tuple[tuple[int, int], ...] = ()
 
     @property
     def is_spare(self) -> bool:
@@ -88,6 +92,7 @@ class JobStatus:
         json_object["nodes"] = [
             asdict(node)
             | {"position": None if node.position is None else _pair(node.position, "pipeline", "stage")}
+            | {"positions": [_pair(position, "pipeline", "stage") for position in node.positions]}
             for node in self.nodes
         ]
         json_object["spares"] = [node.name for node in self.nodes if node.is_spare]
@@ -210,10 +215,12 @@ def _node(node: Mapping[str, Any]) -> NodeStatus:
     position = node.get("position")
     if isinstance(position, Mapping):
         position = (position["pipeline"], position["stage"])
+    first = () if position is None else ((position[0], position[1]),)
     return NodeStatus(
         name=node["name"],
         state=node["state"],
-        position=None if position is None else (position[0], position[1]),
+        position=first[0] if first else None,
+        positions=tuple((at[0], at[1]) for at in node.get("positions", ())) or first,
         zone=node.get("zone") or "",
         notice_deadline=node.get("notice_deadline"),
     )

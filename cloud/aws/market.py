@@ -33,12 +33,21 @@ class TypeFacts:
 
 @dataclass(frozen=True)
 class Offer:
-    """One GPU with all pools that have it, the cheapest first. `scores` are 1 to 10, by zone."""
+    """One GPU, `gpus` of them a machine, with all its pools, the cheapest first.
+
+    `scores` are 1 to 10, by zone.
+    """
 
     gpu: str
     gpu_memory_bytes: int
     pools: tuple[PoolPlan, ...]
     scores: Mapping[str, int]
+    gpus: int = 1
+
+    @property
+    def name(self) -> str:
+        """The GPU, and how many, where a machine has several."""
+        return self.gpu if self.gpus == 1 else f"{self.gpus} x {self.gpu}"
 
     @property
     def spot_usd_per_hour(self) -> float:
@@ -157,18 +166,18 @@ def offers(api: Api, settings: AwsSettings, count: int) -> tuple[tuple[Offer, ..
     where = offered(api, types)
     prices = spot_prices(api, types)
     scores = placement_scores(api, types, count, zone_ids)
-    by_gpu: dict[str, list[PoolPlan]] = {}
+    by_gpu: dict[tuple[str, int], list[PoolPlan]] = {}
     for name, fact in facts.items():
-        if fact.gpus != 1 or settings.gpu not in ("", fact.gpu) or (settings.efa and not fact.efa):
+        if fact.gpus < 1 or settings.gpu not in ("", fact.gpu) or (settings.efa and not fact.efa):
             continue
         for zone, subnet in subnets.items():
             if (name, zone) in where:
                 price = prices.get((name, zone), 0.0)
                 pool = Pool(zone, name, fact.gpus, price, on_demand_usd_per_hour(name))
-                by_gpu.setdefault(fact.gpu, []).append(PoolPlan(pool, subnet))
+                by_gpu.setdefault((fact.gpu, fact.gpus), []).append(PoolPlan(pool, subnet))
     if not by_gpu:
         raise CloudError(
-            f"aws: no zone of {', '.join(subnets)} offers any of {', '.join(types)} with one GPU"
+            f"aws: no zone of {', '.join(subnets)} offers any of {', '.join(types)} with a GPU"
             f"{f' of kind {settings.gpu}' if settings.gpu else ''}: name others in the file of --fleet"
         )
 
@@ -176,10 +185,10 @@ def offers(api: Api, settings: AwsSettings, count: int) -> tuple[tuple[Offer, ..
         return plan.pool.spot_usd_per_hour, -scores.get(plan.pool.zone, 0), plan.key
 
     made = []
-    for gpu, plans in by_gpu.items():
+    for (gpu, gpus), plans in by_gpu.items():
         memory_bytes = facts[plans[0].pool.instance_type].gpu_memory_bytes
-        made.append(Offer(gpu, memory_bytes, tuple(sorted(plans, key=order)), scores))
-    return tuple(sorted(made, key=lambda offer: (offer.spot_usd_per_hour, offer.gpu))), vpc
+        made.append(Offer(gpu, memory_bytes, tuple(sorted(plans, key=order)), scores, gpus))
+    return tuple(sorted(made, key=lambda offer: (offer.spot_usd_per_hour, offer.gpu, offer.gpus))), vpc
 
 
 def check_quota(api: Api, types: Iterable[str], at_least: int) -> None:

@@ -41,9 +41,9 @@ def prospects(api: Api, settings: GcpSettings, size: int) -> list[Prospect]:
     """
     try:
         pools = [
-            Pool(zone, name, 1, _on_demand(settings, name), _on_demand(settings, name))
+            Pool(zone, name, gpus, _on_demand(settings, name), _on_demand(settings, name))
             for name in settings.machine_types
-            for zone in _zones(api, settings, name)
+            for zone, gpus in _zones(api, settings, name)
         ]
         if not pools:
             places = ", ".join(settings.zones) or settings.region or "no region"
@@ -63,19 +63,26 @@ def _on_demand(settings: GcpSettings, machine_type: str) -> float:
     return gpu.usd_per_hour if gpu is not None else 0.0
 
 
-def _zones(api: Api, settings: GcpSettings, machine_type: str) -> list[str]:
-    """The zones of the region that offer a machine type."""
+def _zones(api: Api, settings: GcpSettings, machine_type: str) -> list[tuple[str, int]]:
+    """The zones of the region that offer a machine type, and how many GPUs it has there.
+
+    N1 machines come without; they get one, the fleet's `accelerator`.
+    """
     request = {"project": api.project, "filter": f'name = "{machine_type}"'}
     found = [
-        last_part(zone)
+        (last_part(zone), _gpus(scoped.machine_types[0]))
         for zone, scoped in api.rows("MachineTypesClient", "aggregated_list", request)
         if scoped.machine_types
     ]
     return [
-        zone
-        for zone in sorted(found)
+        (zone, gpus)
+        for zone, gpus in sorted(found)
         if zone.rsplit("-", 1)[0] == settings.region and (not settings.zones or zone in settings.zones)
     ]
+
+
+def _gpus(machine_type: Any) -> int:
+    return sum(card.guest_accelerator_count for card in machine_type.accelerators) or 1
 
 
 def _prospect(api: Api, settings: GcpSettings, pool: Pool, obtainability: float | None) -> Prospect:

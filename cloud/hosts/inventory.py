@@ -37,6 +37,7 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "internal_address": str,
     "zone": str,
     "usd_per_hour": (int, float),
+    "gpus": int,
     "metadata": str,
     "metadata_flavor": str,
     "environment": dict,
@@ -55,6 +56,7 @@ class Host:
     home). `internal_address` is how the other hosts reach it; None: the address at which its sshd was
     reached, which is the right one behind a jump host too. `metadata` is the URL of a service that announces
     the machine's end, in the words of a cloud (`metadata_flavor`). `environment` is set for its workers.
+    `gpus` is how many it has, None if the file does not say.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Host:
     internal_address: str | None = None
     zone: str = "hosts"
     usd_per_hour: float = 0.0
+    gpus: int | None = None
     metadata: str | None = None
     metadata_flavor: str = "aws"
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -71,7 +74,7 @@ class Host:
     @property
     def pool(self) -> Pool:
         """The machine as capacity: what it costs is what it costs, on demand too."""
-        return Pool(self.zone, "host", 1, self.usd_per_hour, self.usd_per_hour)
+        return Pool(self.zone, "host", self.gpus or 1, self.usd_per_hour, self.usd_per_hour)
 
 
 def read_inventory(path: Path) -> tuple[Host, ...]:
@@ -157,16 +160,19 @@ def _host(entry: Mapping[str, Any], config: str | None, where: str) -> Host:
     price = float(entry.get("usd_per_hour", 0.0))
     if not 0 <= price < float("inf"):
         raise InventoryError(f"{where}: usd_per_hour: {price} is not a price")
+    if entry.get("gpus", 1) < 1:
+        raise InventoryError(f"{where}: gpus: {entry['gpus']} is not 1 or more; the CPU counts as one")
     _check_metadata(entry, where)
     environment = entry.get("environment", {})
     for key, value in environment.items():
         if not _VARIABLE.fullmatch(key) or not isinstance(value, str):
             raise InventoryError(f"{where}: environment: {key} = {value!r} is not NAME = \"text\"")
-    optional = ("python", "folder", "internal_address", "zone", "metadata", "metadata_flavor", "environment")
+    optional = ("python", "folder", "internal_address", "zone", "gpus", "metadata", "metadata_flavor")
     return Host(
         name=name,
         target=OwnSshTarget(address, port, entry.get("user"), config),
         usd_per_hour=price,
+        environment=environment,
         **{key: entry[key] for key in optional if key in entry},
     )
 

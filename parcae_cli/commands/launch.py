@@ -35,6 +35,12 @@ def launch(
         typer.Option(metavar="FILE", help="For aws and gcp: settings laid over templates/fleets/CLOUD.toml."),
     ] = None,
     nodes: Annotated[int, typer.Option(metavar="N", min=1, help="How many nodes are wanted.")] = 8,
+    gpus_per_node: Annotated[
+        int | None,
+        typer.Option(
+            metavar="G", min=1, max=64, help="GPUs of each node, a worker each. Default: what it has, or 1."
+        ),
+    ] = None,
     trace: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Local only: a file of which nodes there are, and when."),
@@ -143,6 +149,7 @@ def launch(
         cloud=cloud,
         fleet=settings,
         nodes=nodes,
+        gpus_per_node=gpus_per_node,
         trace=check_trace(trace),
         speed=speed,
         steps=steps,

@@ -54,7 +54,7 @@ def grid_lines(status: JobStatus, inner: int, now_s: float, airy: bool = False) 
 def _positions(status: JobStatus, nodes: list[NodeStatus], inner: int, now_s: float) -> list[RenderableType]:
     assert status.layout is not None
     pipelines, stages = status.layout
-    at = {node.position: node for node in nodes if node.position is not None}
+    at = {position: node for node in nodes for position in node.positions or (node.position,)}
     cell = max(1, min(24, (inner - 4) // stages - 1))  # one blank between cells
     head = Text("    ")
     for stage in range(stages):

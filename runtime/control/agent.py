@@ -1,18 +1,20 @@
-"""The agent: what runs on every node. It holds the worker, watches for notices, and obeys its lease.
+"""The agent: what runs on every node. It holds the workers, watches for notices, and obeys its lease.
 
 One thread around a selector (plus one that polls the metadata service), standard library only, so that it
 is up in
 some 50 ms. It outlives SSH sessions: whoever attaches to its socket speaks lines of `runtime.control.link`:
 
 - kind `w<n>`: a line from or to worker incarnation n, passed on unread; `h<n>`: that worker's first line,
-  its hello; `k<n>`: the hello of a worker that a controller which takes over has kept.
+  its hello; `k<n>`: the hello of a worker that a controller which takes over has kept. On a node with
+  several GPUs, `w<n>.<k>` and so on for the worker of GPU k, from 1.
 - kind `a`: the agent's own words, JSON: {"t":"lost","incarnation","why"},
   {"t":"failed","incarnation","why"} (ended
   before its hello), {"t":"notice","kind","deadline_s"}; and to it {"t":"restart","incarnation"} (kill that
-  incarnation or any older one, start the next), {"t":"stop"} (kill the worker and leave).
+  incarnation or any older one, start the next), {"t":"stop"} (kill the workers and leave). Words about
+  the worker of GPU k have "gpu": k, from 1.
 
-Nobody heard from for `lease_s`: the worker is killed and the agent leaves, because by then another machine
-may do its work. If the agent dies, its end of the worker's control socket closes, and the worker leaves by
+Nobody heard from for `lease_s`: the workers are killed and the agent leaves, because by then another machine
+may do its work. If the agent dies, its end of a worker's control socket closes, and the worker leaves by
 itself.
 """
 
@@ -27,6 +29,7 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,12 +38,12 @@ from cloud.types import Notice
 from runtime.control.gce_notices import GceNoticeWatch
 from runtime.control.link import Link, split_lines
 from runtime.control.notices import NoticeWatch
-from runtime.control.worker_process import WorkerPlan, WorkerProcess, ignore_children
+from runtime.control.worker_process import WorkerPlan, ignore_children
+from runtime.control.worker_seat import SeatTimes, WorkerSeat, of_kind, want_writes
 
 _RECEIVE_BYTES = 262144
 _MAX_SOCKET_PATH_BYTES = 100
 _TOUCH_EVERY_S = 1.0
-_PING = b'{"t":"ping"}\n'
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class AgentOptions:
     `metadata_flavor` is the cloud in whose words the metadata service speaks, `aws` or `gcp`; `notice_s` is
     how long before the end the cloud warns, where its notice has no deadline (gcp).
     `lease_file` is touched while somebody holds the lease: the node's dead man's switch looks at its age.
+    There is a worker for each of `gpus` GPUs.
     """
 
     folder: Path
@@ -66,6 +70,7 @@ class AgentOptions:
     mute_s: float = 3.0
     hello_s: float = 120.0
     lease_file: Path | None = None
+    gpus: int = 1
 
 
 class Agent:
@@ -83,18 +88,16 @@ class Agent:
         self._greeted = False
         self._from_controller = bytearray()
         self._to_controller = bytearray()
-        self._worker: WorkerProcess | None = None
-        self._from_worker = bytearray()
-        self._to_worker = bytearray()
-        self._incarnation = 0
-        self._hello_seen = False
-        self._hello = b""
-        self._short_lives = 0
+        times = SeatTimes(options.beat_s, options.mute_s, options.hello_s)
+        self._seats = [
+            WorkerSeat(_worker_plan(options, gpu), times, self._selector, self._frame, self._note)
+            for gpu in range(options.gpus)
+        ]
         self._notices: list[bytes] = []  # each is news to a controller that takes over later
         self._wake_read, self._wake_write = socket.socketpair()
         self._touched_s = 0.0
         now_s = time.monotonic()
-        self._renewed_s = self._said_s = self._heard_s = self._pinged_s = self._born_s = self._start_s = now_s
+        self._renewed_s = self._said_s = now_s
 
     def listen(self) -> None:
         """Open the agent's socket and write down who we are, for whoever has to end us."""
@@ -129,18 +132,18 @@ class Agent:
                 if self._ended:
                     break
             now_s = time.monotonic()
-            if now_s - last_s > 1.0:  # we were stopped or starved: the worker's silence is not its fault
-                self._heard_s += now_s - last_s
+            lag_s = now_s - last_s if now_s - last_s > 1.0 else 0.0  # we were stopped or starved
             last_s = now_s
-            self._look_at_clock(now_s)
-        if self._worker is not None:
-            self._worker.kill()
+            self._look_at_clock(now_s, lag_s)
+        for seat in self._seats:
+            if seat.worker is not None:
+                seat.worker.kill()
         with contextlib.suppress(OSError):
             Path(self.socket_path).unlink()
 
     # --- time
 
-    def _look_at_clock(self, now_s: float) -> None:
+    def _look_at_clock(self, now_s: float, lag_s: float) -> None:
         options = self._options
         if now_s - self._renewed_s > options.lease_s:
             self._note(f"nobody has renewed the lease for {options.lease_s:g} s: leaving")
@@ -148,17 +151,8 @@ class Agent:
             return
         if self._controller is not None and self._greeted and now_s - self._said_s >= options.beat_s:
             self._say(self._link.beat())
-        if self._worker is None:
-            if self._controller_id and now_s >= self._start_s:
-                self._start_worker()
-        elif not self._hello_seen:
-            if now_s - self._born_s > options.hello_s:
-                self._lose_worker(f"it has not said hello within {options.hello_s:g} s")
-        elif now_s - self._heard_s > options.mute_s:
-            self._lose_worker(f"it has not answered for {options.mute_s:g} s")
-        elif now_s - self._heard_s > options.beat_s and now_s - self._pinged_s > options.beat_s:
-            self._pinged_s = now_s
-            self._give_worker(_PING)
+        for seat in self._seats:
+            seat.look_at_clock(now_s, bool(self._controller_id), lag_s)
 
     def _note(self, text: str) -> None:
         """A line in the node's log, which is our standard error."""
@@ -173,7 +167,7 @@ class Agent:
     def _pass_notices(self) -> None:
         for line in self._wake_read.recv(_RECEIVE_BYTES).splitlines():
             self._notices.append(line)
-            self._frame(b"a", line)
+            self._frame([(b"a", line)])
 
     # --- the controller
 
@@ -220,7 +214,7 @@ class Agent:
                     self._greet(line)
                 elif (frame := self._link.accept(line)) is not None:
                     self._obey(*frame)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError) as error:
             self._note(f"dropping a controller that does not speak our language: {error}")
             self._drop_controller()
 
@@ -240,12 +234,13 @@ class Agent:
         words = json.loads(line)
         if words["controller"] != self._controller_id:
             self._controller_id = words["controller"]
+            if not words.get("adopt"):
+                for seat in self._seats:
+                    if seat.worker is not None:
+                        seat.lose("another controller has taken over")
             self._link = Link()
-            if self._worker is not None and not words.get("adopt"):
-                self._lose_worker("another controller has taken over")
-                self._link = Link()
-            elif self._worker is not None and self._hello_seen:
-                self._link.frame(b"k%d" % self._worker.incarnation, self._hello)
+            for kind, hello in (kept for seat in self._seats for kept in seat.kept()):
+                self._link.frame(kind, hello)
             for notice in self._notices:
                 self._link.frame(b"a", notice)
             have = 0
@@ -257,20 +252,19 @@ class Agent:
 
     def _obey(self, kind: bytes, payload: bytes) -> None:
         if kind[:1] == b"w":
-            if self._worker is not None and int(kind[1:]) == self._worker.incarnation:
-                self._give_worker(payload + b"\n")
+            incarnation, gpu = of_kind(kind)
+            self._seats[gpu].give(incarnation, payload)
             return
         words = json.loads(payload)
         if words["t"] == "restart":
-            if self._worker is not None and self._worker.incarnation <= words["incarnation"]:
-                self._lose_worker("the controller has given it up")
+            self._seats[words.get("gpu", 0)].give_up(words["incarnation"])
         elif words["t"] == "stop":
             self._ended = True
 
-    def _frame(self, kind: bytes, payload: bytes) -> None:
-        line = self._link.frame(kind, payload)
+    def _frame(self, lines: Sequence[tuple[bytes, bytes]]) -> None:
+        data = b"".join(self._link.frame(kind, payload) for kind, payload in lines)
         if self._greeted:
-            self._say(line)
+            self._say(data)
 
     def _say(self, data: bytes) -> None:
         self._said_s = time.monotonic()
@@ -292,91 +286,10 @@ class Agent:
             self._drop_controller()
             return
         del self._to_controller[:taken]
-        self._want_writes(connection, bool(self._to_controller))
+        want_writes(self._selector, connection, bool(self._to_controller))
 
-    # --- the worker
 
-    def _start_worker(self) -> None:
-        self._incarnation += 1
-        options = self._options
-        plan = WorkerPlan(options.folder, options.log, options.register, options.engine, options.zygote)
-        self._worker = WorkerProcess(self._incarnation, plan)
-        self._hello_seen = False
-        self._born_s = self._heard_s = time.monotonic()
-        serve = partial(self._serve_worker, self._worker)
-        self._selector.register(self._worker.control, selectors.EVENT_READ, serve)
-        if self._worker.nursery is not None:
-            born = partial(self._born, self._worker)
-            self._selector.register(self._worker.nursery, selectors.EVENT_READ, born)
-
-    def _born(self, worker: WorkerProcess, mask: int) -> None:
-        if worker.nursery is not None:
-            self._selector.unregister(worker.nursery)
-            worker.born()
-
-    def _serve_worker(self, worker: WorkerProcess, mask: int) -> None:
-        if self._worker is not worker:
-            return
-        if mask & selectors.EVENT_WRITE:
-            self._flush_worker()
-        if not mask & selectors.EVENT_READ:
-            return
-        try:
-            data = worker.control.recv(_RECEIVE_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._lose_worker("its control connection closed: the process has ended")
-            return
-        self._heard_s = time.monotonic()
-        self._from_worker += data
-        kind = b"w%d" % worker.incarnation
-        frames = bytearray()
-        for line in split_lines(self._from_worker):
-            if not self._hello_seen:
-                self._hello_seen, self._hello = True, line
-                frames += self._link.frame(b"h%d" % worker.incarnation, line)
-            elif not (len(line) < 32 and b'"pong"' in line):
-                frames += self._link.frame(kind, line)
-        if frames and self._greeted:
-            self._say(bytes(frames))
-
-    def _give_worker(self, data: bytes) -> None:
-        waiting = bool(self._to_worker)
-        self._to_worker += data
-        if not waiting:
-            self._flush_worker()
-
-    def _flush_worker(self) -> None:
-        assert self._worker is not None
-        del self._to_worker[: self._worker.send(bytes(self._to_worker))]
-        self._want_writes(self._worker.control, bool(self._to_worker))
-
-    def _lose_worker(self, why: str) -> None:
-        worker = self._worker
-        assert worker is not None
-        self._selector.unregister(worker.control)
-        if worker.nursery is not None:
-            self._selector.unregister(worker.nursery)
-        self._worker = None
-        self._from_worker.clear()
-        self._to_worker.clear()
-        words = {"t": "lost" if self._hello_seen else "failed", "incarnation": worker.incarnation, "why": why}
-        self._frame(b"a", json.dumps(words).encode())
-        worker.kill()
-        self._note(f"worker {worker.incarnation} is gone: {why}")
-        now_s = time.monotonic()
-        # A worker that lived is replaced at once; one that keeps failing at the start is tried ever more
-        # slowly.
-        self._short_lives = 0 if self._hello_seen else self._short_lives + 1
-        self._start_s = now_s + (min(10.0, 0.25 * 2**self._short_lives) if self._short_lives else 0.0)
-
-    # --- both
-
-    def _want_writes(self, connection: socket.socket, wanted: bool) -> None:
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)
-        key = self._selector.get_key(connection)
-        if key.events != events:
-            self._selector.modify(connection, events, key.data)
+def _worker_plan(options: AgentOptions, gpu: int) -> WorkerPlan:
+    return WorkerPlan(
+        options.folder, options.log, options.register, options.engine, options.zygote, gpu, options.gpus
+    )

@@ -59,7 +59,7 @@ class Coordinator:
         self._fleet, self._backup, self._recorder = fleet, backup, recorder
         self._keeper, self._on_ready = keeper, on_ready
         self._state = controller.initial_state(config)
-        self._roster = Roster()
+        self._roster = Roster(config.gpus)
         self._reception = Reception(training, self._roster, backup, keeper, recorder, self._send)
         self._planned_lead_s = notice_lead_s(config.profile, config.costs)
         self._phase = Phase.WAITING
@@ -165,7 +165,8 @@ class Coordinator:
     # ---- nodes come and go -----------------------------------------------------------------------------
 
     def _lose(self, node: str, why: str) -> None:
-        self._recorder.event("lost", f"{node} is gone", why)
+        if self._config.gpus == 1 or self._roster.whole(node):  # else the first to go has been told
+            self._recorder.event("lost", f"{node} is gone", why)
         if not self._roster.lose(node):
             return
         self._planning.append(plan_types.NodeLost(node))

@@ -38,6 +38,7 @@ from runtime.control.fleet_records import FleetJournal, Inheritance
 from runtime.control.node_link import LinkTimes, NodeLink
 from runtime.control.ssh import SshError
 from runtime.control.tasks import cancelled
+from runtime.planning.placement import instance_of
 
 __all__ = [
     "Fleet",
@@ -66,7 +67,8 @@ class Fleet:
     All times are in `times` (seconds). `poll_s` is how often the provider is asked about its instances.
     `agent_start` brings our packages to nodes that do not have them. `anchor` is an address of this machine
     that nodes shall reach through their SSH connections (see WorkerJoined.backup_port). `before`: what an
-    earlier fleet of this job, whose process was killed, has left.
+    earlier fleet of this job, whose process was killed, has left. With several `gpus` on a node, the node of
+    a worker's event is the worker's name (`planning.placement.worker_names`).
     """
 
     def __init__(
@@ -82,17 +84,15 @@ class Fleet:
         agent_start: AgentStart | None = None,
         anchor: tuple[str, int] | None = None,
         before: Inheritance | None = None,
+        gpus: int = 1,
     ) -> None:
         self.events: asyncio.Queue[FleetEvent] = asyncio.Queue()
-        self._provider = provider
-        self._journal = journal
-        self._job = job
-        self._wanted = wanted
+        self._provider, self._journal = provider, journal
+        self._job, self._wanted = job, wanted
         self._times = times or LinkTimes()
         self._poll_s = poll_s
-        self._python = python
-        self._agent_start = agent_start
-        self._anchor = anchor
+        self._python, self._agent_start = python, agent_start
+        self._anchor, self._gpus = anchor, gpus
         self._before = before
         self._controller_id = secrets.token_hex(8)
         self._instances: dict[str, Instance] = {}  # by id, ended ones included
@@ -101,8 +101,7 @@ class Fleet:
         self._changed = asyncio.Event()
         self._rent_task: asyncio.Task[None] | None = None
         self._tick_task: asyncio.Task[None] | None = None
-        self._stopping = False
-        self._ended = asyncio.Event()
+        self._stopping, self._ended = False, asyncio.Event()
         self._told = ""
         self._stopped: asyncio.Task[None] | None = None
 
@@ -131,13 +130,13 @@ class Fleet:
 
     def send(self, node: str, message: dict[str, Any]) -> None:
         """To the worker that joined last on `node`, in order; returns at once. Nobody there: dropped."""
-        if (link := self._links.get(node)) is not None:
-            link.send(message)
+        if (link := self._links.get(instance_of(node, self._gpus))) is not None:
+            link.send(node, message)
 
     def kill_worker(self, node: str) -> None:
         """Give up a mute worker: WorkerLost now, WorkerJoined when its agent has started another."""
-        if (link := self._links.get(node)) is not None:
-            link.restart_worker("the coordinator has given it up")
+        if (link := self._links.get(instance_of(node, self._gpus))) is not None:
+            link.restart_worker(node, "the coordinator has given it up")
 
     def instances(self) -> list[Instance]:
         """Every instance that this fleet has rented, ended ones included, in order of launch."""
@@ -290,6 +289,7 @@ class Fleet:
             agent_start=self._agent_start,
             anchor=self._anchor,
             adopt=self._before is not None,
+            gpus=self._gpus,
         )
         self._links[instance.name] = link
         self._tasks[instance.name] = asyncio.create_task(self._tend(link))
@@ -335,7 +335,7 @@ class Fleet:
     def _emit(self, event: FleetEvent) -> None:
         self.events.put_nowait(event)
         if isinstance(event, WorkerJoined):
-            link = self._links[event.node]
+            link = self._links[instance_of(event.node, self._gpus)]
             self._record(self._instances[link.instance.id], link.pids)
         elif isinstance(event, NodeNoticed) and event.notice.kind is NoticeKind.INTERRUPTION:
             link = self._links[event.node]

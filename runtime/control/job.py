@@ -14,7 +14,8 @@ from runtime.planning.types import Layout, MigrationKind
 class LaunchRequest:
     """Everything that `parcae launch` was told, checked.
 
-    `model` is a shipped template's name or the path of the user's own. `nodes` is how many are wanted;
+    `model` is a shipped template's name or the path of the user's own. `nodes` is how many are wanted,
+    `gpus_per_node` how many GPUs, and so workers, each of them has (None: what the cloud's machines have);
     `trace` decides how many there are and names them, `speed` is its seconds per wall second, and `notice_s`
     its seconds between a warning and the kill. `corpus` are the files to train on; none: the standard
     library's sources. `forecaster` None: the planner's default. `home` is where the journal and the job's
@@ -31,6 +32,7 @@ class LaunchRequest:
     home: Path
     cloud: str = "local"
     nodes: int = 8
+    gpus_per_node: int | None = None
     trace: Path | None = None
     speed: float = 1.0
     steps: int = 200
@@ -54,6 +56,11 @@ class LaunchRequest:
     fleet: Mapping[str, Any] = field(default_factory=dict)
     max_hours: float | None = None
     max_usd_per_hour: float | None = None
+
+    @property
+    def gpus(self) -> int:
+        """The GPUs of a node, once the cloud has said what its machines have."""
+        return self.gpus_per_node or 1
 
     def as_json(self) -> dict[str, Any]:
         """The request as JSON values: the journal keeps it as the job's specification."""

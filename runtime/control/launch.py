@@ -31,6 +31,7 @@ from runtime.control.training import Training, TrainingError
 from runtime.planning.controller import ControllerConfig
 from runtime.planning.errors import InputError
 from runtime.planning.model import ModelSpec, parse_model
+from runtime.planning.placement import instances_needed
 from runtime.planning.profile import STATE_BYTES_PER_PARAM, estimated_profile
 
 # How far to look for the smallest fleet that could train a model.
@@ -53,6 +54,7 @@ def run(request: LaunchRequest, watch: Watch | None = None) -> JobResult:
     journal = Journal(request.home)
     try:
         setup = provider_setup(request, spec, journal)
+        request = replace(request, gpus_per_node=setup.gpus)
         check_nodes(request, setup.spec or spec)  # what fits depends on the device that the cloud has
     except BaseException:
         journal.close()
@@ -116,12 +118,14 @@ def check_nodes(request: LaunchRequest, spec: ModelSpec) -> None:
     Raises:
         InputError: no layout fits the model's device, or none of so few nodes.
     """
-    if estimated_profile(spec, request.nodes).layouts:
+    gpus = request.gpus
+    if estimated_profile(spec, request.nodes * gpus).layouts:
         return
-    more = estimated_profile(spec, max(request.nodes, MOST_NODES_TRIED))
+    more = estimated_profile(spec, max(request.nodes, MOST_NODES_TRIED) * gpus)
+    why = more.why_nothing_fits(request.nodes, gpus)
     if more.fewest_nodes is None:
-        raise InputError(more.why_nothing_fits(request.nodes))
-    raise InputError(f"{more.why_nothing_fits(request.nodes)}; give --nodes {more.fewest_nodes} or more")
+        raise InputError(why)
+    raise InputError(f"{why}; give --nodes {instances_needed(more.layouts[0], gpus)} or more")
 
 
 def read_start(request: LaunchRequest, spec: ModelSpec) -> Checkpoint | None:
@@ -218,6 +222,7 @@ class _Job:
             agent_start=setup.agent_start,
             anchor=None if setup.anchor_reachable else (backup.host, backup.port),
             before=None if self._past is None else Inheritance(self._past.living, tuple(self._past.tokens)),
+            gpus=setup.gpus,
         )
         # The controller's clock is the wall's, so intervals shrink with the trace's speed.
         config = planner_config(request, self._spec, self._wanted, setup.time_scale)

@@ -1,6 +1,6 @@
 """The way to one node: connect, start its agent, stay attached through breaks, and tell at once what is lost.
 
-What happens after the stream to the agent ends, for whatever reason:
+What happens after the stream to the agent ends, for whatever reason (a node's workers are lost together):
 
 - the SSH connection stands: attach again; if nobody listens on the agent's socket, the agent has died: its
   worker is lost, and a new agent is started;
@@ -34,6 +34,9 @@ from runtime.control.fleet_events import (
 )
 from runtime.control.link import Link, split_lines
 from runtime.control.link_times import LinkTimes
+from runtime.control.worker_end import WorkerEnd
+from runtime.control.worker_seat import of_kind
+from runtime.planning.placement import worker_names
 
 __all__ = ["LinkTimes", "NodeLink"]
 
@@ -53,6 +56,7 @@ class NodeLink:
         agent_start: AgentStart | None = None,
         anchor: tuple[str, int] | None = None,
         adopt: bool = False,
+        gpus: int = 1,
     ) -> None:
         """`adopt`: an agent and a worker of this job's may live there, and are to be kept."""
         self.instance = instance
@@ -61,10 +65,8 @@ class NodeLink:
         self._controller_id = controller_id
         self._target = target
         self._emit = emit
-        self._trouble = trouble
-        self._times = times
-        self._agent_start = agent_start
-        self._anchor = anchor
+        self._trouble, self._times = trouble, times
+        self._agent_start, self._anchor = agent_start, anchor
         self._adopt = adopt
         self._anchor_port: int | None = None  # the node's own port that leads to the anchor
         self._forwarding: asyncio.Task[None] | None = None
@@ -81,9 +83,7 @@ class NodeLink:
         self._greeting = asyncio.Event()
         self._buffer = bytearray()
         self._outbox = bytearray()
-        self._worker: int | None = None  # the incarnation that has joined and is not lost
-        self._lost_up_to = 0  # lines of incarnations up to this one are of no interest any more
-        self._failures = 0
+        self._ends = [WorkerEnd(name, gpu) for gpu, name in enumerate(worker_names(self.name, gpus))]
         self._notices: list[Notice] = []
         self._fence_wanted = False
         self._heard_s = self._said_s = time.monotonic()
@@ -91,18 +91,18 @@ class NodeLink:
 
     # --- for the fleet
 
-    def send(self, message: dict[str, Any]) -> None:
-        """To the worker that has joined; nobody there: dropped."""
-        if self._worker is not None:
-            payload = json.dumps(message, separators=(",", ":")).encode()
-            self._frame(b"w%d" % self._worker, payload)
+    def send(self, worker: str, message: dict[str, Any]) -> None:
+        """To the worker of this name that has joined; nobody there: dropped."""
+        for end in self._ends:
+            if end.name == worker and end.incarnation is not None:
+                self._frame(end.kind, json.dumps(message, separators=(",", ":")).encode())
 
-    def restart_worker(self, why: str) -> None:
+    def restart_worker(self, worker: str, why: str) -> None:
         """Give the worker up now; the agent kills it and starts another."""
-        if self._worker is not None:
-            incarnation = self._worker
-            self._lose(why)
-            self._frame(b"a", json.dumps({"t": "restart", "incarnation": incarnation}).encode())
+        for end in self._ends:
+            if end.name == worker and end.incarnation is not None:
+                self._lose_worker(end, why)
+                self._frame(b"a", end.restart)
 
     def told_by_api(self, notice: Notice) -> None:
         """The cloud's API announces an interruption; news only if the node has not heard of it itself."""
@@ -265,7 +265,7 @@ class NodeLink:
             f"exec {self._python_words} -P -m parcae_cli.agent --daemon"
             f" --lease-s {times.lease_s:g} --poll-s {times.poll_s:g} --mute-s {times.mute_s:g}"
             f"{' --adopt' if self._adopt else ''}"
-        )
+        ) + (f" --gpus {len(self._ends)}" if len(self._ends) > 1 else "")
         reply = await ssh.run(connection, command, times.agent_start_s)
         try:
             words = json.loads(reply.output)
@@ -324,7 +324,7 @@ class NodeLink:
                     self._greeted_by(json.loads(line))
                 elif (frame := self._link.accept(line)) is not None:
                     self._take(*frame)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError) as error:
             self._lose(f"the node's agent spoke nonsense: {error}")
             self._fence_wanted = True
             if self._channel is not None:
@@ -335,35 +335,33 @@ class NodeLink:
             self._lose("the node's agent was started anew")
             self._agent_id = words["agent"]
             self._link = Link()
-            self._lost_up_to = 0
-        elif self._worker is None and self._lost_up_to:  # we have given up a worker that may still live
-            self._frame(b"a", json.dumps({"t": "restart", "incarnation": self._lost_up_to}).encode())
+            for end in self._ends:
+                end.lost_up_to = 0
+        for end in self._ends:
+            if end.incarnation is None and end.lost_up_to:  # we have given up a worker that may still live
+                self._frame(b"a", end.restart)
         self._greeted, self._adopt = True, False
         self._greeting.set()
         if self._channel is not None and (unseen := self._link.unseen(int(words["have"]))):
             self._channel.write(unseen)
 
     def _take(self, kind: bytes, payload: bytes) -> None:
-        if kind[:1] == b"w":
-            if int(kind[1:]) == self._worker:
-                self._emit(WorkerMessage(self.name, json.loads(payload)))
-            return
-        if kind[:1] in (b"h", b"k"):
-            incarnation = int(kind[1:])
-            if incarnation > self._lost_up_to:
-                hello = json.loads(payload)
-                self._worker = incarnation
-                self._failures = 0
-                self.pids = (*self.pids[:1], int(hello.get("pid", 0)))
-                self._emit(WorkerJoined(self.name, hello, self._anchor_port, kind[:1] == b"k"))
-            return
         words = json.loads(payload)
-        if words["t"] == "lost":
-            if words["incarnation"] == self._worker:
-                self._lose(words["why"])
+        incarnation, gpu = (0, words.get("gpu", 0)) if kind == b"a" else of_kind(kind)
+        end = self._ends[gpu]
+        if kind[:1] == b"w":
+            if incarnation == end.incarnation:
+                self._emit(WorkerMessage(end.name, words))
+        elif kind[:1] in (b"h", b"k"):
+            if end.joined(incarnation, int(words.get("pid", 0))):
+                self.pids = (*self.pids[:1], *(end.pid for end in self._ends if end.pid))
+                self._emit(WorkerJoined(end.name, words, self._anchor_port, kind[:1] == b"k"))
+        elif words["t"] == "lost":
+            if words["incarnation"] == end.incarnation:
+                self._lose_worker(end, words["why"])
         elif words["t"] == "failed":
-            self._failures += 1
-            self._emit(WorkerFailed(self.name, words["why"], self._failures))
+            end.failures += 1
+            self._emit(WorkerFailed(end.name, words["why"], end.failures))
         elif words["t"] == "notice":
             notice = Notice(NoticeKind(words["kind"]), words["deadline_s"])
             if notice not in self._notices:  # a new agent tells again what the old one told
@@ -386,7 +384,9 @@ class NodeLink:
         self._outbox.clear()
 
     def _lose(self, why: str) -> None:
-        if self._worker is not None:
-            self._lost_up_to = self._worker
-            self._worker = None
-            self._emit(WorkerLost(self.name, why))
+        for end in self._ends:
+            self._lose_worker(end, why)
+
+    def _lose_worker(self, end: WorkerEnd, why: str) -> None:
+        if end.lose():
+            self._emit(WorkerLost(end.name, why))

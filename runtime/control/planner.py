@@ -7,6 +7,7 @@ from runtime.planning import controller
 from runtime.planning.costs import measured_costs
 from runtime.planning.forecasters import forecaster_named
 from runtime.planning.model import ModelSpec
+from runtime.planning.placement import worker_names
 from runtime.planning.prior import PriorRates
 from runtime.planning.profile import estimated_profile
 from runtime.planning.types import Layout, NodeJoined, Reconfigure
@@ -24,7 +25,7 @@ def planner_config(
     `prior` is what the cloud says of its capacity, where it says something.
     """
     return controller.ControllerConfig(
-        profile=estimated_profile(spec, wanted),
+        profile=estimated_profile(spec, wanted * request.gpus),
         costs=measured_costs(request.cost_table, "measured.json", spec.device.link_bytes_per_s),
         policy=request.policy,
         forecaster=forecaster_named(request.forecaster or "default", prior, request.interval_s),
@@ -32,12 +33,17 @@ def planner_config(
         lookahead=request.lookahead,
         history=request.history,
         max_nodes=wanted,
+        gpus=request.gpus,
     )
 
 
 def first_plan(config: controller.ControllerConfig) -> tuple[Layout | None, float]:
     """The layout that training would start with if all wanted nodes came, and its liveput in samples/s."""
-    joined = [NodeJoined(f"node{number + 1}") for number in range(config.max_nodes)]
+    joined = [
+        NodeJoined(worker)
+        for number in range(config.max_nodes)
+        for worker in worker_names(f"node{number + 1}", config.gpus)
+    ]
     decision = controller.step(config, controller.initial_state(config), joined, 0.0)
     plans = [command.plan for command in decision.commands if isinstance(command, Reconfigure)]
     return (plans[0].layout if plans else None), decision.liveput

@@ -63,7 +63,8 @@ class Reception:
         self._corpus_digest = message.corpus_digest
         self._keeper.learn(message.parameters)
         self._roster.make_ready(node)
-        self._recorder.event("joined", f"{node} joined", "its worker is ready")
+        if self._roster.whole(node):
+            self._recorder.joined(node)
         return NodeJoined(node)
 
     def notice(self, event: fleet_events.NodeNoticed, now_s: float) -> None:
@@ -72,7 +73,7 @@ class Reception:
             self._recorder.event("rebalance", f"{event.node} may be taken", "the cloud's rebalance hint")
             return
         left_s = self._recorder.noticed(event.node, event.notice.deadline_s)
-        self._roster.notices[event.node] = now_s + left_s
+        self._roster.notice(event.node, now_s + left_s)
 
     def spared(self, now_s: float) -> list[NoticeWithdrawn]:
         """A node that outlives its deadline by an interval was spared: it counts again."""

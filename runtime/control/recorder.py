@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cloud.types import Instance, InstanceState
@@ -13,6 +13,7 @@ from runtime.control.job import LaunchRequest, MigrationRecord, Transfer
 from runtime.control.journal import JobState, Journal
 from runtime.control.past import Past
 from runtime.planning import controller
+from runtime.planning.placement import instance_of, worker_names
 from runtime.planning.types import Layout, MigrationPlan, Position
 
 _REFRESH_S = 0.25
@@ -122,6 +123,12 @@ class Recorder:
         if instance.state is InstanceState.TERMINATED:
             self._notices.pop(instance.name, None)
 
+    def joined(self, node: str) -> None:
+        """The last worker of the node's instance is ready."""
+        name = instance_of(node, self._request.gpus)
+        what = "its worker is" if name == node else f"its {self._request.gpus} workers are"
+        self.event("joined", f"{name} joined", f"{what} ready")
+
     def noticed(self, node: str, deadline_s: float) -> float:
         """The cloud will take the node at `deadline_s`; returns how many seconds that leaves."""
         left_s = deadline_s - time.time()
@@ -131,8 +138,9 @@ class Recorder:
 
     def spared(self, node: str) -> None:
         """The notice did not come true."""
-        self._notices.pop(node, None)
-        self.event("spared", f"{node} is still here", "its notice has run out")
+        name = instance_of(node, self._request.gpus)
+        if self._notices.pop(name, None) is not None or name == node:
+            self.event("spared", f"{name} is still here", "its notice has run out")
 
     def step(
         self,
@@ -306,7 +314,7 @@ class Recorder:
         plan, decision = self._plan, self._decision
         spent_usd, on_demand_usd = self._bill.spent(now_s)
         assignment = plan.assignment if plan else {}
-        nodes = [self._node(instance, assignment.get(instance.name)) for instance in self._bill.held()]
+        nodes = [self._node(instance, assignment) for instance in self._bill.held()]
         return {
             "job": self._request.name,
             "model": self._request.model,
@@ -353,8 +361,13 @@ class Recorder:
         self._state, self._plan = state, None
         self.refresh(force=True)
 
-    def _node(self, instance: Instance, position: Position | None) -> dict[str, Any]:
-        return {
+    def _node(self, instance: Instance, assignment: Mapping[str, Position]) -> dict[str, Any]:
+        """An instance; of several workers, `position` is the first one's that has any."""
+        gpus = self._request.gpus
+        held = [assignment[name] for name in worker_names(instance.name, gpus) if name in assignment]
+        position = held[0] if held else None
+        several = {"positions": [[at.pipeline, at.stage] for at in held], "gpus": gpus} if gpus > 1 else {}
+        return several | {
             "name": instance.name,
             "state": str(InstanceState.NOTICED if instance.name in self._notices else instance.state),
             "position": None if position is None else [position.pipeline, position.stage],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cloud.types import Instance, InstanceState
 from runtime.control.messages import Hello
+from runtime.planning.placement import instance_of, instances_of, worker_names
 
 
 @dataclass
@@ -18,9 +19,13 @@ class Worker:
 
 
 class Roster:
-    """The nodes of a job, as the coordinator knows them. Deadlines are on its clock, in seconds."""
+    """The nodes of a job, as the coordinator knows them. Deadlines are on its clock, in seconds.
 
-    def __init__(self) -> None:
+    Where instances have several `gpus`, a node is a worker of one.
+    """
+
+    def __init__(self, gpus: int = 1) -> None:
+        self._gpus = gpus
         self.workers: dict[str, Worker] = {}
         self.notices: dict[str, float] = {}
         self._booting: set[str] = set()
@@ -46,8 +51,16 @@ class Roster:
         """An instance changed its state."""
         if instance.state is InstanceState.TERMINATED:
             self._booting.discard(instance.name)
-        elif instance.name not in self.workers:
+        elif not self.workers.keys() >= set(worker_names(instance.name, self._gpus)):
             self._booting.add(instance.name)
+
+    def notice(self, instance: str, deadline_s: float) -> None:
+        """The cloud will take an instance, with all its workers."""
+        self.notices.update(dict.fromkeys(worker_names(instance, self._gpus), deadline_s))
+
+    def whole(self, node: str) -> bool:
+        """Whether every worker of the node's instance is ready."""
+        return all(map(self.is_ready, worker_names(instance_of(node, self._gpus), self._gpus)))
 
     def join(self, node: str, hello: Hello) -> bool:
         """A worker connected; whether it is the node's first."""
@@ -60,7 +73,8 @@ class Roster:
     def make_ready(self, node: str) -> None:
         """A worker has loaded the model and the text."""
         self.workers[node].ready = True
-        self._booting.discard(node)
+        if self.whole(node):
+            self._booting.discard(instance_of(node, self._gpus))
         self._joined.append(node)
 
     def lose(self, node: str) -> bool:
@@ -103,7 +117,9 @@ class Roster:
         return spared
 
     def changes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The nodes lost and joined since this was last asked."""
-        changed = tuple(self._lost), tuple(self._joined)
+        """The instances lost and joined since this was last asked."""
+        lost, joined = self._lost, self._joined
         self._lost, self._joined = [], []
-        return changed
+        if self._gpus == 1:
+            return tuple(lost), tuple(joined)
+        return instances_of(lost, self._gpus), instances_of(joined, self._gpus)

@@ -27,18 +27,39 @@ _DEFAULTS = {
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """How a worker is started: in `folder`, its output in `log`, by the zygote at `zygote` if any."""
+    """How a worker is started: in `folder`, its output in `log`, by the zygote at `zygote` if any.
+
+    It is for number `gpu` of the node's `gpus` GPUs.
+    """
 
     folder: Path
     log: Path
     register: Path
     engine: str
     zygote: Path | None
+    gpu: int = 0
+    gpus: int = 1
 
 
-def worker_environment(environment: Mapping[str, str], register: Path) -> dict[str, str]:
-    """The agent's environment with what every worker needs; what the node sets itself stands."""
-    return {**_DEFAULTS, **environment, "PARCAE_REGISTER": str(register)}
+    @property
+    def where(self) -> str:
+        """Which GPU, in words, where there are several."""
+        return f" of GPU {self.gpu}" if self.gpus > 1 else ""
+
+
+def worker_environment(environment: Mapping[str, str], plan: WorkerPlan) -> dict[str, str]:
+    """The agent's environment with what every worker needs; what the node sets itself stands.
+
+    Of several GPUs a worker sees one, and none that the node's own CUDA_VISIBLE_DEVICES forbids: where that
+    names too few, workers share.
+    """
+    made = {**_DEFAULTS, **environment, "PARCAE_REGISTER": str(plan.register)}
+    if plan.gpus > 1:
+        names = [name.strip() for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+        allowed = [name for name in names if name] or [str(gpu) for gpu in range(plan.gpus)]
+        made["CUDA_VISIBLE_DEVICES"] = allowed[plan.gpu % len(allowed)]
+        made["LOCAL_RANK"] = str(plan.gpu)
+    return made
 
 
 class WorkerProcess:
@@ -67,7 +88,7 @@ class WorkerProcess:
                 "folder": str(self._plan.folder),
                 "log": str(self._plan.log),
                 "engine": self._plan.engine,
-                "environment": worker_environment(os.environ, self._plan.register),
+                "environment": worker_environment(os.environ, self._plan),
             }
             # The descriptor travels with the first byte; the request may need several sends.
             text = json.dumps(request).encode() + b"\n"
@@ -97,7 +118,7 @@ class WorkerProcess:
             process = subprocess.Popen(
                 [*command, "--engine", self._plan.engine],
                 cwd=self._plan.folder,
-                env=worker_environment(os.environ, self._plan.register),
+                env=worker_environment(os.environ, self._plan),
                 pass_fds=(far_end.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -66,6 +66,7 @@ async def local_fleet(
     times: LinkTimes | None = None,
     environment: Mapping[str, str] | None = None,
     journal: Any = None,
+    gpus: int = 1,
     **settings: Any,
 ) -> AsyncIterator[Watcher]:
     """Start a fleet, stop it in the end, and see that nothing of it is left."""
@@ -73,7 +74,7 @@ async def local_fleet(
         wanted = wanted or schedule
         schedule = Schedule.constant(schedule)
     provider = LocalProvider("job", root, schedule, environment={**STUB, **(environment or {})}, **settings)
-    fleet = Fleet(provider, journal, "job", wanted or 1, times=times, poll_s=0.2)
+    fleet = Fleet(provider, journal, "job", wanted or 1, times=times, poll_s=0.2, gpus=gpus)
     records = []
     await fleet.start()
     try:

@@ -21,7 +21,7 @@ def main(control_fd: int) -> None:
     if os.environ.get("STUB_FAILS") == "1":
         raise SystemExit("told to fail at the start")
     print("stub worker up", flush=True)
-    shown = ("RES_OPTIONS", "OMP_NUM_THREADS", "PARCAE_NODE", "HOME")
+    shown = ("RES_OPTIONS", "OMP_NUM_THREADS", "PARCAE_NODE", "HOME", "CUDA_VISIBLE_DEVICES", "LOCAL_RANK")
     say({"t": "hello", "pid": os.getpid(), "env": {name: os.environ.get(name) for name in shown}})
     for line in lines:
         message = json.loads(line)

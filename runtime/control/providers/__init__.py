@@ -38,7 +38,7 @@ class ProviderSetup:
     says whether nodes can open connections to this machine; where they cannot, they reach its backup through
     their SSH connection. `agent_start` None: nodes have these packages and this Python already. `spec` is the
     model on the device that will be rented, and `wanted` how many nodes the user's limits allow; None: as
-    they were asked for.
+    they were asked for. `gpus` is how many GPUs, and so workers, every node has.
     """
 
     provider: SpotProvider
@@ -51,6 +51,7 @@ class ProviderSetup:
     agent_start: AgentStart | None = None
     spec: ModelSpec | None = None
     wanted: int | None = None
+    gpus: int = 1
 
 
 def cloud_module(cloud: str) -> Any:

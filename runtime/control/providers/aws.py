@@ -89,7 +89,7 @@ def plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any]:
     ]
     return {
         "region": api.region,
-        "gpu": offer.gpu,
+        "gpu": offer.name,
         "pools": [
             {
                 "instance_type": one.pool.instance_type,
@@ -156,13 +156,13 @@ def _choose(
         request,
         [
             Candidate(
-                offer.gpu, tuple(one.pool for one in offer.pools), _on_device(spec, offer, settings)
+                offer.name, tuple(one.pool for one in offer.pools), _on_device(spec, offer, settings)
             )
             for offer in found
         ],
     )
     check_quota(api, {pool.instance_type for pool in choice.candidate.pools}, choice.smallest)
-    return choice, next(offer for offer in found if offer.gpu == choice.candidate.name), vpc
+    return choice, next(offer for offer in found if offer.name == choice.candidate.name), vpc
 
 
 def _on_device(spec: ModelSpec, offer: Offer, settings: AwsSettings) -> ModelSpec:

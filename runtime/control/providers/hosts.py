@@ -52,7 +52,29 @@ def setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) -> Provider
         anchor_reachable=False,
         agent_start=nodes,
         wanted=min(request.nodes, len(hosts)),
+        gpus=gpus_of(hosts, request.gpus_per_node),
     )
+
+
+def gpus_of(hosts: Sequence[Host], asked: int | None) -> int:
+    """How many GPUs of every host are used: as many as asked for, or as all of them have.
+
+    Raises:
+        InputError: some host has fewer, or they differ and nobody said how many.
+    """
+    least = min(hosts, key=lambda host: host.gpus or 1)
+    if asked is None:
+        if len({host.gpus or 1 for host in hosts}) > 1:
+            raise InputError(
+                f"the hosts have different numbers of GPUs ({least.name} has {least.gpus or 1}), but a job "
+                f"uses as many of each; give --gpus-per-node {least.gpus or 1}"
+            )
+        return least.gpus or 1
+    for host in hosts:
+        if host.gpus is not None and host.gpus < asked:
+            raise InputError(f"--gpus-per-node {asked}: host {host.name} has {host.gpus} in its file")
+    return asked
+
 
 
 def sweep(

@@ -36,13 +36,14 @@ def setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) -> Provider
         schedule,
         speed=request.speed,
         notice_s=request.notice_s,
-        pool=Pool("local", "process", 1, price.spot_usd_per_hour, price.on_demand_usd_per_hour),
+        pool=Pool("local", "process", request.gpus, price.spot_usd_per_hour, price.on_demand_usd_per_hour),
     )
     return ProviderSetup(
         provider,
         link_times=LinkTimes(lease_s=LEASE_S),
         time_scale=request.speed,
         start_clock=provider.start_clock,
+        gpus=request.gpus,
         clock_waits=any(event.time_s <= 0 for event in schedule.events),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from runtime.control.planner import first_plan, planner_config
 from runtime.control.providers import ProviderSetup
 from runtime.planning.errors import InputError
 from runtime.planning.model import ModelSpec
+from runtime.planning.placement import instances_needed
 from runtime.planning.profile import Profile, estimated_profile
 
 SWEEP_WITHIN_S = 600.0
@@ -35,6 +36,11 @@ class Candidate:
     name: str
     pools: tuple[Pool, ...]
     spec: ModelSpec
+
+    @property
+    def gpus(self) -> int:
+        """The GPUs of one node."""
+        return self.pools[0].gpus
 
     @property
     def dearest_usd_per_hour(self) -> float:
@@ -58,7 +64,7 @@ class Choice:
     @property
     def smallest(self) -> int:
         """The fewest nodes that can train."""
-        return self.profile.fewest_nodes or 1
+        return instances_needed(self.profile.layouts[0], self.candidate.gpus)
 
 
 def read_settings(kind: type[Settings], request: LaunchRequest) -> Settings:
@@ -84,14 +90,17 @@ def choose(request: LaunchRequest, candidates: Iterable[Candidate]) -> Choice:
     refusals: list[str] = []
     best, best_value = None, -1.0
     for one in candidates:
+        if request.gpus_per_node not in (None, one.gpus):
+            refusals.append(f"{one.name}: --gpus-per-node is {request.gpus_per_node}, it has {one.gpus}")
+            continue
         wanted = _affordable(request, one.dearest_usd_per_hour)
-        profile = estimated_profile(one.spec, max(wanted, 1))
-        layout = profile.best(wanted)
+        profile = estimated_profile(one.spec, max(wanted, 1) * one.gpus)
+        layout = profile.best(wanted * one.gpus)
         if layout is None:
             refusals.append(_refusal(one, profile, wanted, request))
             continue
         cheapest = min(pool.spot_usd_per_hour for pool in one.pools)
-        value = profile.samples_per_s(layout) / max(cheapest * layout.positions, 1e-9)
+        value = profile.samples_per_s(layout) / max(cheapest * instances_needed(layout, one.gpus), 1e-9)
         if value > best_value:
             best, best_value = Choice(one, profile, wanted), value
     if best is None:
@@ -110,7 +119,7 @@ def _refusal(one: Candidate, profile: Profile, wanted: int, request: LaunchReque
         price = one.dearest_usd_per_hour
         return f"{one.name}: one costs {price:g} USD an hour, --max-price-per-hour is below"
     if not profile.refused:
-        needed = profile.fewest_nodes
+        needed = instances_needed(profile.layouts[0], one.gpus) if profile.layouts else None
         return f"{one.name}: needs at least {needed} nodes, {wanted} are wanted or affordable"
     deepest = max(profile.refused, key=lambda layout: (layout.stages, -layout.pipelines))
     return f"{one.name} with {wanted} nodes: {profile.refused[deepest]}"
@@ -136,6 +145,7 @@ def rented_setup(
         agent_start=agent_start,
         spec=choice.spec,
         wanted=choice.wanted,
+        gpus=choice.candidate.gpus,
     )
 
 
@@ -146,6 +156,7 @@ def expectation(request: LaunchRequest, choice: Choice) -> dict[str, Any]:
         InputError: there is no layout for so many nodes.
     """
     wanted, profile = choice.wanted, choice.profile
+    request = replace(request, gpus_per_node=choice.candidate.gpus)
     layout, liveput = first_plan(planner_config(request, choice.spec, wanted, 1.0))
     if layout is None:
         raise InputError(f"{request.model}: no layout for {wanted} nodes; {choice.smallest} are the fewest")

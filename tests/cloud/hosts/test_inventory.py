@@ -26,6 +26,7 @@ internal_address = "192.168.0.7"
 metadata = "http://169.254.169.254"
 metadata_flavor = "gcp"
 environment = { CUDA_VISIBLE_DEVICES = "1" }
+gpus = 2
 """
 
 
@@ -47,6 +48,7 @@ def test_defaults_hold_where_a_host_says_nothing(tmp_path: Path) -> None:
     assert (b1.python, b1.internal_address) == ("python3.12", "192.168.0.7")
     assert (b1.metadata, b1.metadata_flavor) == ("http://169.254.169.254", "gcp")
     assert b1.environment == {"CUDA_VISIBLE_DEVICES": "1"}
+    assert (alpha.gpus, alpha.pool.gpus, b1.gpus, b1.pool.gpus) == (None, 1, 2, 2)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,7 @@ def test_defaults_hold_where_a_host_says_nothing(tmp_path: Path) -> None:
         ("[[host]]\naddress = 7\n", "host 1: address: 7 is not text"),
         ("[[host]]\naddress = ''\n", "host 1: address: give it a value"),
         ("[[host]]\naddress = '-oProxyCommand=x'\n", "host 1: address: '-oProxyCommand=x' is no address"),
+        ("[[host]]\naddress = 'a'\ngpus = 0\n", "host 1 (a): gpus: 0 is not 1 or more"),
         ("[[host]]\naddress = 'a'\nport = 0\n", "host 1 (a): port: 0 is not 1 to 65535"),
         ("[[host]]\naddress = 'a'\nport = true\n", "host 1: port: True is not a whole number"),
         ("[[host]]\naddress = 'a'\npyhton = 'x'\n", "host 1: pyhton: no such key; there are name"),

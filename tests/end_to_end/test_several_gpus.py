@@ -1,0 +1,73 @@
+"""A job on nodes with two GPUs: their workers come and go together, and the weights come out the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloud.local.provider import LocalProvider
+from runtime.control.journal import Journal
+from tests.end_to_end.harness import processes_of, train
+
+pytestmark = pytest.mark.timeout(150)
+
+STEPS = 120
+
+
+def workers_of(provider: LocalProvider, node: str) -> list[int]:
+    """The pids of the workers that were started on a node, in order."""
+    return [record.pid for record in provider.node(node).register.records() if record.role == "worker"]
+
+
+def test_nodes_with_two_gpus_lose_both_and_the_weights_are_equal(tmp_path: Path) -> None:
+    """Notices, deaths of nodes, of a worker and of an agent; against a run that nothing happens to."""
+    base = train(tmp_path, "base", nodes=4, steps=STEPS)
+    seen: list[dict[str, Any]] = []
+    workers: set[int] = set()
+
+    def watch(step: int, provider: LocalProvider) -> None:
+        if step in (5, 25):
+            journal = Journal(tmp_path)
+            snapshot = journal.read_snapshot("two")
+            journal.close()
+            assert snapshot is not None
+            seen.append(snapshot)
+        if step == 5:
+            workers.update(pid for node in ("a0", "a1", "a2", "a3") for pid in workers_of(provider, node))
+        if step == 50:
+            records = provider.node("b0").register.records()
+            os.kill([record.pid for record in records if record.role == "agent"][-1], signal.SIGKILL)
+
+    trace = "".join(f"0,add,a{k}\n" for k in range(4))
+    trace += "60,remove,a0\n90,add,b0\n150,kill,a1\n200,add,b1\n330,kill,a2\n330,kill,a3\n390,add,c0\n"
+    faults = ({"node": "a3/1", "step": 8, "point": "backward"},)
+    run = train(
+        tmp_path, "two", watch, trace, nodes=4, gpus_per_node=2, steps=STEPS, speed=60, faults=faults
+    )
+    result = run.result
+    assert result.state == "done" and (result.samples_lost, result.samples_repeated) == (0, 0)
+    assert run.losses == base.losses
+    assert result.weights_sha256 == base.result.weights_sha256
+    assert processes_of(tmp_path) == []
+
+    assert len(workers) == 8
+    assert any(line["pipelines"] * line["stages"] > 4 for line in run.metrics)
+    told = [(event["kind"], event["text"]) for event in run.events]
+    for node in ("a0", "a1", "a2", "a3", "b0", "b1"):
+        assert ("joined", f"{node} joined") in told
+    assert ("lost", "a3/1 is gone") in told
+    gone = {node for record in result.migrations for node in record.nodes_lost}
+    assert {"a0", "a1", "a2", "a3", "b0"} <= gone and not any("/" in node for node in gone)
+    assert {record.noticed for record in result.migrations} == {True, False}
+    # an instance's workers hold adjacent stages of one pipeline
+    layout = seen[0]["layout"]
+    held = {node["name"]: [tuple(at) for at in node["positions"]] for node in seen[0]["nodes"]}
+    assert sum(map(len, held.values())) == layout["pipelines"] * layout["stages"]
+    if layout["stages"] % 2 == 0:
+        for positions in held.values():
+            assert len({pipeline for pipeline, _ in positions}) <= 1
+            assert len({stage for _, stage in positions}) == len(positions)
