@@ -72,6 +72,7 @@ class JobStatus:
     generation: int
     wanted: int
     backup_step: int | None
+    backup: Mapping[str, Any]
     why: str
     migrations: tuple[Mapping[str, Any], ...]
     last_events: tuple[EventRecord, ...]
@@ -201,6 +202,7 @@ def job_status(
         generation=snapshot.get("generation") or 0,
         wanted=snapshot.get("wanted") or record.spec.get("nodes") or 0,
         backup_step=snapshot.get("backup_step"),
+        backup=snapshot.get("backup", {}),
         # The snapshot's reason is the planner's; what ended a job is in its result.
         why=(result if record.state.ended else snapshot).get("why") or "",
         migrations=tuple(result.get("migrations") or snapshot.get("migrations") or ()),

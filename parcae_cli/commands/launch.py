@@ -64,16 +64,26 @@ def launch(
         float, typer.Option(metavar="S", help="Plan every so many seconds (of the trace).")
     ] = 60.0,
     lookahead: Annotated[int, typer.Option(metavar="N", min=1, help="Plan this many intervals ahead.")] = 12,
+    backup: Annotated[
+        str,
+        typer.Option(metavar="HOW", help="What the backup is sent: state, gradients (of each step) or none."),
+    ] = "state",
     backup_every: Annotated[
         int, typer.Option(metavar="N", min=1, help="Steps between backups of the state.")
     ] = 10,
     checkpoint: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Keep durable checkpoints in this folder, the last step's too."),
+        typer.Option(
+            metavar="DIR|URL",
+            help="Keep durable checkpoints in this folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX.",
+        ),
     ] = None,
     checkpoint_every: Annotated[
         int, typer.Option(metavar="N", min=1, help="Steps between durable checkpoints.")
     ] = 100,
+    checkpoint_keep: Annotated[
+        int, typer.Option(metavar="N", min=1, help="How many of this job's checkpoints are kept.")
+    ] = 3,
     start_from: Annotated[
         str | None,
         typer.Option("--from", metavar="CHECKPOINT", help="Continue this checkpoint, at any layout."),
@@ -133,6 +143,7 @@ def launch(
         raise UsageError(
             f"--policy {policy}: a job can follow {' or '.join(POLICIES)}", "Others: parcae replay"
         )
+    check_backup(backup, checkpoint)
     check_model(model)
     check_forecaster(forecaster)
 
@@ -159,13 +170,15 @@ def launch(
         notice_s=notice,
         interval_s=interval,
         lookahead=lookahead,
+        backup=backup,
         backup_every=backup_every,
         budget_usd=budget,
         max_hours=max_hours,
         max_usd_per_hour=max_price_per_hour,
-        checkpoint=folder_of("--checkpoint", checkpoint),
+        checkpoint=place_of("--checkpoint", checkpoint),
         checkpoint_every=checkpoint_every,
-        start_from=folder_of("--from", start_from, must_exist=True),
+        checkpoint_keep=checkpoint_keep,
+        start_from=place_of("--from", start_from, must_exist=True),
         corpus=corpus_files(data or [], template),
         template=template,
         cost_table=load_measured_costs(),
@@ -286,6 +299,16 @@ def check_fleet(cloud: str, own: str | None) -> dict[str, Any]:
     return load_fleet(cloud, own)
 
 
+def check_backup(how: str, checkpoint: str | None) -> None:
+    """Refuse ways of keeping a backup that there are not, and checkpoints without one."""
+    from runtime.control.backup_orders import MODES
+
+    if how not in MODES:
+        raise UsageError(f"--backup {how}: give {', '.join(MODES[:-1])} or {MODES[-1]}")
+    if how == "none" and checkpoint is not None:
+        raise UsageError("--backup none: checkpoints are written from the backup", "Leave out one of the two")
+
+
 def check_model(model: str) -> None:
     """Refuse what is not a good template of a model that can be trained."""
     from parcae_cli.catalogue import load_model
@@ -320,16 +343,18 @@ def check_trace(trace: str | None) -> Path | None:
     return path.resolve()
 
 
-def folder_of(option: str, named: str | None, must_exist: bool = False) -> Path | None:
-    """The folder that an option names, if it names one that can be used."""
+def place_of(option: str, named: str | None, must_exist: bool = False) -> str | None:
+    """The folder or the object store's URL that an option names, if it names one that can be."""
     if named is None:
         return None
     if "://" in named:
-        raise UsageError(f"{option} {named}: object stores are not in this version yet", "Give a folder")
+        from runtime.control.checkpoint_target import target_of
+
+        return target_of(named).where
     path = Path(named).expanduser()
     if (path.exists() and not path.is_dir()) or (must_exist and not path.exists()):
         raise UsageError(f"{option} {named}: no such folder")
-    return path.resolve()
+    return str(path.resolve())
 
 
 def job_name(name: str | None, model: str, home: Path) -> str:

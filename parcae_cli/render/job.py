@@ -88,6 +88,9 @@ def print_result(result: JobResult, as_json: bool) -> None:
         rows.append(("pause", f"median {duration_text(pauses[len(pauses) // 2])}, "
                               f"longest {duration_text(pauses[-1])}"))  # fmt: skip
     rows.append(("cost", f"{usd_text(result.usd)} (on demand {usd_text(result.usd_on_demand)})"))
+    if result.backup.get("mode", "none") != "none":
+        rows.append(("backup", f"{result.backup['mode']}: {result.backup['share_of_step_time']:.1%} of step "
+                               f"time, at most {bytes_text(result.backup['peak_bytes'])}"))  # fmt: skip
     if result.weights_sha256:
         rows.append(("weights", f"sha256 {result.weights_sha256[:16]}..."))
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))

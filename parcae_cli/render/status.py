@@ -239,7 +239,8 @@ def _numbers(status: JobStatus, width: int) -> RenderableType:
     if status.ended:
         facts = facts[2:3] + facts[4:]
     elif status.backup_step is not None and width >= 90:
-        facts.append((f"step {status.backup_step:,}", "backup"))
+        share = status.backup.get("share_of_step_time", 0.0)
+        facts.append((f"step {status.backup_step:,}", f"backup, {share:.1%} of time"))
     table = Table.grid(expand=True)
     for _ in facts:
         table.add_column(justify="center")

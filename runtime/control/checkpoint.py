@@ -21,7 +21,8 @@ import numpy as np
 from runtime.planning.errors import InputError
 
 FORMAT = 1
-_MODEL, _OPTIMISER, _ABOUT = "model.safetensors", "optimizer.safetensors", "checkpoint.json"
+ABOUT, FILES = "checkpoint.json", ("model.safetensors", "optimizer.safetensors")
+_MODEL, _OPTIMISER = FILES
 _MOMENTS = ("first", "second")
 
 
@@ -77,8 +78,9 @@ def write(
         "seed": seed,
         "template": dict(template),
         "parameters": [[p.layer, p.name, list(p.shape)] for p in parameters],
+        "bytes": {name: (scratch / name).stat().st_size for name in FILES},
     }
-    (scratch / _ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    (scratch / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     for path in [*scratch.iterdir(), scratch]:
         _sync(path)
     scratch.rename(target)
@@ -86,8 +88,8 @@ def write(
     return target
 
 
-def read(folder: Path) -> Checkpoint:
-    """Read a checkpoint, or the newest one in a folder of checkpoints.
+def read(folder: Path, named: str = "") -> Checkpoint:
+    """Read a checkpoint, or the newest one in a folder of checkpoints. `named` is how errors call it.
 
     Raises:
         InputError: there is none, or it is not whole; the message names the folder.
@@ -95,9 +97,12 @@ def read(folder: Path) -> Checkpoint:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    path = folder if (folder / _ABOUT).exists() else newest(folder)
+    path = folder if (folder / ABOUT).exists() else newest(folder)
     try:
-        about = json.loads((path / _ABOUT).read_text(encoding="utf-8"))
+        about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
+        for name, size_bytes in about.get("bytes", {}).items():
+            if (path / name).stat().st_size != size_bytes:
+                raise ValueError(f"{name} is not of {size_bytes:,} bytes")
         weights, moments = load_file(path / _MODEL), load_file(path / _OPTIMISER)
         rows: dict[int, tuple[list[Any], list[Any], list[Any]]] = {}
         for layer, name, _ in about["parameters"]:
@@ -111,7 +116,8 @@ def read(folder: Path) -> Checkpoint:
         }
         return Checkpoint(int(about["step"]), int(about["seed"]), about["template"], blobs)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise InputError(f"{path}: is not a whole checkpoint: {type(error).__name__}: {error}") from error
+        why = f"{type(error).__name__}: {error}"
+        raise InputError(f"{named or path}: is not a whole checkpoint: {why}") from error
 
 
 def newest(folder: Path) -> Path:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from runtime.control.checkpoint import Checkpoint
 from runtime.planning.errors import InputError
 from runtime.planning.model import ModelSpec, parse_model
 
 
-def check_continues(start: Checkpoint, folder: Path, spec: ModelSpec, seed: int) -> None:
+def check_continues(start: Checkpoint, folder: str, spec: ModelSpec, seed: int) -> None:
     """The model must be the very same, and so must all that decides which samples come next.
 
     Raises:

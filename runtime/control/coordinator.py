@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from runtime.control import fleet_events, generations, messages
-from runtime.control.backup import Backup
+from runtime.control.backup_orders import BackupOrders
+from runtime.control.backup_process import BackupPort
 from runtime.control.digests import FinalDigests
 from runtime.control.generations import Pending, Recovery, members_hold
 from runtime.control.journal import JobState
@@ -23,7 +24,7 @@ from runtime.control.reception import Reception
 from runtime.control.recorder import Recorder
 from runtime.control.resumption import Resumption
 from runtime.control.roster import Roster
-from runtime.control.training import NEVER_S, Pace, PushSchedule, Training
+from runtime.control.training import NEVER_S, Pace, Training
 from runtime.control.votes import Ballot
 from runtime.planning import controller
 from runtime.planning import types as plan_types
@@ -31,8 +32,6 @@ from runtime.planning.costs import notice_lead_s
 from runtime.planning.ledger import Ledger
 from runtime.planning.types import MigrationKind, MigrationPlan
 
-# At the start, nodes that are still booting are waited for this long.
-START_PATIENCE_S = 20.0
 # A worker that does not answer an abort for this long is taken for dead.
 ABORT_TIMEOUT_S = 4.0
 
@@ -45,7 +44,7 @@ class Coordinator:
         training: Training,
         config: controller.ControllerConfig,
         fleet: FleetPort,
-        backup: Backup,
+        backup: BackupPort,
         recorder: Recorder,
         keeper: CheckpointKeeper,
         on_ready: Callable[[], None] = lambda: None,
@@ -71,11 +70,11 @@ class Coordinator:
         self._ballot = Ballot(0, 0, 0)
         self._recovery = Recovery(0, 0, ())
         self._deadline_s = NEVER_S
-        self._gate = StartGate(START_PATIENCE_S)
+        self._gate = StartGate()
         self._planning: list[plan_types.Event] = []
         self._digests = FinalDigests(len(training.model.layers))
         self._pace = Pace()
-        self._pushes = PushSchedule(training.backup_every)
+        self._orders = BackupOrders(training.backup, training.backup_every, at_once=resumption is not None)
         self.ledger = Ledger(training.model.training.mini_batch, committed_steps=training.first_step)
         self.stopped: StopRequest | None = None
         self._resumption = resumption
@@ -199,11 +198,10 @@ class Coordinator:
         )
         ballot.check_coverage(training.model.training.micro_batches)
         scale = ballot.clip_scale(training.model.training.clip_norm)
-        push = last or self._pushes.due(step + 1, self._backup.latest())
+        push, stream = self._orders.at(step + 1, last, self._fresh, self._backup)
         self.ledger = self.ledger.commit(step)
-        held_out = ballot.held_out_loss
-        self._recorder.step(step, ballot.loss, self.ledger.samples, running, held_out, scale)
-        commit = messages.Commit(running.generation, step, scale, not last and not switch, push)
+        self._recorder.step(step, ballot, self.ledger.samples, running, scale)
+        commit = messages.Commit(running.generation, step, scale, not last and not switch, push, stream)
         for node in running.assignment:
             self._send(node, commit)
         self._ballot = Ballot(running.generation, self._step, running.layout.positions)
@@ -251,7 +249,7 @@ class Coordinator:
         self._planning += [plan_types.TrainingStopped(), plan_types.StateReported(holds)]
         if self._step == self._training.steps and resumption.is_whole(alive):
             self._finish(holds)
-        elif self._step == self._training.steps == self._backup.latest():
+        elif self._step == self._training.steps == self._backup.status.latest:
             self._finish_or_recover()
         return self._phase is Phase.WAITING
 
@@ -286,6 +284,7 @@ class Coordinator:
         every receiver must have voted.
         """
         self._phase = Phase.RUNNING
+        self._orders.reset()
         self._running, self._fresh, self._pending = plan, True, None
         self._ballot = Ballot(plan.generation, self._step, plan.layout.positions)
         self._deadline_s = self._now_s() + self._pace.timeout_s
@@ -346,11 +345,9 @@ class Coordinator:
 
     def _roll_back(self) -> None:
         """Every holder of some stage has died: go back to the newest whole copy (or to the seed)."""
-        step = self._backup.latest() or 0
+        step = self._backup.freeze() or 0
         undone = self._step - step
         self.ledger = self.ledger.rollback(step)
-        self._backup.forget_after(step)
-        self._pushes.reset(step)
         self._recorder.roll_back(step, undone)
 
     def _check_deadline(self) -> None:
@@ -387,8 +384,7 @@ class Coordinator:
 
     def _finish_or_recover(self) -> None:
         """A node died after the last commit. What it alone knew comes from the backup, or is done again."""
-        if self._backup.latest() == self._training.steps:
-            self._digests.take_from(self._backup, self._training.steps)
+        if self._digests.take_from(self._backup, self._training.steps):
             self._phase = Phase.ENDED
             return
         held = [layers for node, layers in self._final_holds.items() if node in self._roster]

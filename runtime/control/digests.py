@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from hashlib import sha256
 
-from runtime.control.backup import Backup
+from runtime.control.backup_process import BackupPort
 from runtime.control.training import TrainingError
 
 
@@ -46,10 +46,13 @@ class FinalDigests:
                 what = "copies of the tied table" if layer == TIED_TABLE else f"replicas of layer {layer}"
                 raise ReplicasDifferError(f"two {what} differ: a bug in Parcae")
 
-    def take_from(self, backup: Backup, step: int) -> None:
-        """Take all of it from the backup's copy of `step`, which must be whole."""
-        for layer in range(self._layers):
-            self._known[layer] = backup.weights_digest(step, layer)
+    def take_from(self, backup: BackupPort, step: int) -> bool:
+        """Take all of it from the backup; whether it stands at `step`."""
+        found = backup.weights_digests(step)
+        if found is None:
+            return False
+        self._known.update(found)
+        return True
 
     def weights(self) -> str:
         """SHA-256 over the layers' digests in order, hexadecimal."""

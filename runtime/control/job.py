@@ -22,9 +22,10 @@ class LaunchRequest:
     files go. `template` is the content of the model's file, `cost_table` the measured costs of migrations,
     `fleet` the settings of the cloud (see templates/fleets). `max_hours` (of the cloud's time) and
     `max_usd_per_hour` end the job as the budget does.
-    `checkpoint` is the folder for durable checkpoints, one for every `checkpoint_every` steps, and
-    `start_from` one to continue. `faults` are scripted deaths, for tests; without `copy_ahead`
-    all state is sent at the switch, for benchmarks.
+    `backup` says how the anchor's copy is kept (see `backup_orders.MODES`).
+    `checkpoint` is the folder or URL for durable checkpoints, one for every `checkpoint_every` steps, of
+    which the last `checkpoint_keep` are kept, and `start_from` one to continue. `faults` are scripted deaths,
+    for tests; without `copy_ahead` all state is sent at the switch, for benchmarks.
     """
 
     name: str
@@ -43,13 +44,15 @@ class LaunchRequest:
     interval_s: float = 60.0
     lookahead: int = 12
     history: int = 12
+    backup: str = "state"
     backup_every: int = 10
     budget_usd: float | None = None
     corpus: tuple[Path, ...] = ()
-    checkpoint: Path | None = None
+    checkpoint: str | None = None
     checkpoint_every: int = 100
+    checkpoint_keep: int = 3
     copy_ahead: bool = True
-    start_from: Path | None = None
+    start_from: str | None = None
     template: Mapping[str, Any] = field(default_factory=dict)
     cost_table: Mapping[str, Any] = field(default_factory=dict)
     faults: tuple[Mapping[str, Any], ...] = ()
@@ -67,18 +70,15 @@ class LaunchRequest:
         return asdict(self) | {
             "home": str(self.home),
             "trace": None if self.trace is None else str(self.trace),
-            "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
-            "start_from": None if self.start_from is None else str(self.start_from),
             "corpus": [str(path) for path in self.corpus],
         }
-
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> LaunchRequest:
         """The request of a job in the journal. Keys that another version wrote are left out."""
         known = {item.name for item in fields(cls)}
         found = {key: value for key, value in values.items() if key in known}
-        for key in ("home", "trace", "checkpoint", "start_from"):
+        for key in ("home", "trace"):
             found[key] = None if found.get(key) is None else Path(found[key])
         found["corpus"] = tuple(Path(path) for path in found.get("corpus", ()))
         found["faults"] = ()  # scripted deaths are for the first attempt
@@ -177,6 +177,7 @@ class JobResult:
     usd_on_demand: float = 0.0
     why: str = ""
     eval_loss: float | None = None
+    backup: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The one object that `parcae launch --json` prints."""

@@ -1,83 +1,111 @@
-"""Decides when the backup's copy is written to disk as a checkpoint, and does it beside the training."""
+"""Decides when the backup's state is written as a durable checkpoint, and has it done beside the training."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from runtime.control import checkpoint
-from runtime.control.backup import Backup
+from cloud.provider import CloudError
+from runtime.control.backup_process import BackupStatus
+from runtime.control.checkpoint_target import target_of
+from runtime.planning.errors import InputError
 
-# How long the last copy may take to reach the backup after the last step.
+# How long the last state may take to reach the backup after the last step.
 LAST_COPY_TIMEOUT_S = 60.0
 
 
-class CheckpointKeeper:
-    """Writes a checkpoint once `every` more steps have reached the backup, one at a time.
+class Writer(Protocol):
+    """The backup, which writes what it holds."""
 
-    With no `folder` it does nothing. `say` is told of every checkpoint, and of a failure to write one, which
-    does not stop the training.
+    @property
+    def status(self) -> BackupStatus:
+        """As last heard."""
+
+    def wait_for(self, step: int, timeout_s: float) -> bool:
+        """Whether the state of `step`, or of a later one, is whole before `timeout_s` is over."""
+
+    def write(
+        self, target: str, seed: int, template: Mapping[str, Any], parameters: Sequence[Sequence[Any]]
+    ) -> tuple[int, str] | None:
+        """Write the newest state; its step and where it is."""
+
+
+class CheckpointKeeper:
+    """Has a checkpoint written once `every` more steps have reached the backup, one at a time.
+
+    With no `target` it does nothing. The last `keep` of those that this job wrote are kept; others in the
+    same place are left alone. `say` is told of every checkpoint, and of a failure to write one, which does
+    not stop the training.
     """
 
     def __init__(
         self,
-        folder: Path | None,
+        target: str | None,
         every: int,
+        keep: int,
         seed: int,
         template: Mapping[str, Any],
-        backup: Backup,
+        backup: Writer,
         say: Callable[[str, str], None],
     ) -> None:
-        self._folder, self._every = folder, every
+        self._target, self._every, self._keep = target, every, keep
         self._seed, self._template, self._backup = seed, template, backup
         self._say = say
-        self._parameters: Sequence[checkpoint.Parameter] = ()
-        self._written = 0
+        self._parameters: Sequence[Sequence[Any]] = ()
+        self._written: list[int] = []
+        self._last = 0
         self._task: asyncio.Task[None] | None = None
 
     def learn(self, parameters: Sequence[Sequence[Any]]) -> None:
         """The names and shapes of the model's tensors: [layer, name, shape] in the order of their place."""
-        if not self._parameters:
-            self._parameters = [checkpoint.Parameter(p[0], p[1], tuple(p[2])) for p in parameters]
+        self._parameters = self._parameters or parameters
 
     def start_from(self, step: int) -> None:
         """The job continues a checkpoint of this step, which need not be written again."""
-        self._written = step
+        self._last = step
 
     def tick(self) -> None:
         """Look whether a checkpoint is due; returns at once."""
-        if self._folder is None or (self._task is not None and not self._task.done()):
+        if self._target is None or (self._task is not None and not self._task.done()):
             return
-        step = self._backup.latest() or 0
-        if step // self._every > self._written // self._every:
-            self._task = asyncio.create_task(self._write(step))
+        if (self._backup.status.latest or 0) // self._every > self._last // self._every:
+            self._task = asyncio.create_task(self._write())
 
     async def finish(self, step: int) -> None:
         """Training is over at `step`: write the last state that can be had."""
-        if self._folder is None or not self._parameters:
+        if self._target is None or not self._parameters:
             return
         if self._task is not None:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         await asyncio.to_thread(self._backup.wait_for, step, LAST_COPY_TIMEOUT_S)
-        latest = self._backup.latest() or 0
-        if latest > self._written:
-            await self._write(latest)
+        if (self._backup.status.latest or 0) > self._last:
+            await self._write()
 
-    async def _write(self, step: int) -> None:
-        assert self._folder is not None
-        copy = self._backup.copy(step)
-        if copy is None:
-            return  # a newer copy has replaced it meanwhile: the next look finds that one
+    async def _write(self) -> None:
+        assert self._target is not None
+        step = self._backup.status.latest or 0
         try:
-            path = await asyncio.to_thread(
-                checkpoint.write, self._folder, step, self._seed, self._template, self._parameters, copy
+            found = await asyncio.to_thread(
+                self._backup.write, self._target, self._seed, self._template, self._parameters
             )
         except OSError as error:
             self._say("trouble", f"the checkpoint of step {step} could not be written: {error}")
+            self._last = max(self._last, step)  # not again before the next one is due
             return
-        self._written = step
-        self._say("checkpoint", f"step {step} is safe in {path}")
+        if found is None:
+            return  # a new backup has no state yet
+        self._last, place = found
+        self._say("checkpoint", f"step {self._last} is safe in {place}")
+        if self._last not in self._written:
+            self._written.append(self._last)
+        await asyncio.to_thread(self._prune)
+
+    def _prune(self) -> None:
+        assert self._target is not None
+        while len(self._written) > self._keep:
+            with contextlib.suppress(OSError, InputError, CloudError):
+                target_of(self._target).remove(self._written[0])
+            del self._written[0]

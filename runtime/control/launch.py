@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cloud.provider import CloudError, MaybeStillRunningError, SpotProvider
-from runtime.control import checkpoint
-from runtime.control.backup import Backup
+from runtime.control.backup_process import BackupProcess, NoBackup
 from runtime.control.checkpoint import Checkpoint
+from runtime.control.checkpoint_target import target_of
 from runtime.control.continuation import check_continues
 from runtime.control.coordinator import Coordinator
 from runtime.control.fleet import Fleet
 from runtime.control.fleet_records import Inheritance
 from runtime.control.job import JobResult, LaunchRequest
 from runtime.control.journal import JobState, Journal
-from runtime.control.keeper import CheckpointKeeper
+from runtime.control.keeper import LAST_COPY_TIMEOUT_S, CheckpointKeeper
 from runtime.control.past import NotResumableError, Past, job_token, read_past, resumable
 from runtime.control.phases import StopRequest
 from runtime.control.planner import planner_config
@@ -51,6 +51,8 @@ def run(request: LaunchRequest, watch: Watch | None = None) -> JobResult:
     """
     spec = parse_model(request.template, request.model)
     start = read_start(request, spec)
+    if request.checkpoint is not None:
+        target_of(request.checkpoint).check()
     journal = Journal(request.home)
     try:
         setup = provider_setup(request, spec, journal)
@@ -151,13 +153,13 @@ def newest_state(request: LaunchRequest, spec: ModelSpec) -> Checkpoint | None:
     Raises:
         InputError: it is not whole, or of another model.
     """
-    if request.checkpoint is not None and any(request.checkpoint.glob("step-*")):
+    if request.checkpoint is not None and not target_of(request.checkpoint).empty():
         return _read_checkpoint(request.checkpoint, spec)
     return None if request.start_from is None else _read_checkpoint(request.start_from, spec)
 
 
-def _read_checkpoint(path: Path, spec: ModelSpec) -> Checkpoint:
-    start = checkpoint.read(path)
+def _read_checkpoint(path: str, spec: ModelSpec) -> Checkpoint:
+    start = target_of(path).read()
     sizes = {layer: len(blob) // STATE_BYTES_PER_PARAM for layer, blob in start.layers.items()}
     if sizes != {layer: wanted.params for layer, wanted in enumerate(spec.layers)}:
         raise InputError(
@@ -194,23 +196,25 @@ class _Job:
         self._bill = Bill(setup.time_scale)
         provider: SpotProvider = setup.provider
         on_step = (lambda step: watch(step, provider)) if watch else None
-        first_step = start.step if start else 0
-        self._recorder = Recorder(request, journal, self._bill, first_step, on_step, past)
+        self._first_step = start.step if start else 0
+        self._recorder = Recorder(request, journal, self._bill, self._first_step, on_step, past)
 
     async def run(self) -> JobResult:
         request = self._request
-        backup = Backup(len(self._spec.layers), self._token)
+        backup = self._backup()
         keeper = CheckpointKeeper(
             request.checkpoint,
             request.checkpoint_every,
+            request.checkpoint_keep,
             request.seed,
             request.template,
             backup,
             self._recorder.event,
         )
-        if self._start is not None:
-            backup.load(self._start.step, self._start.layers)
-            keeper.start_from(self._start.step)
+        keeper.start_from(self._first_step)
+        self._recorder.backup.status = lambda: backup.status
+        if self._first_step:
+            await asyncio.to_thread(backup.wait_for, self._first_step, LAST_COPY_TIMEOUT_S)
         setup = self._setup
         fleet = Fleet(
             setup.provider,
@@ -220,7 +224,7 @@ class _Job:
             times=setup.link_times,
             poll_s=setup.poll_s,
             agent_start=setup.agent_start,
-            anchor=None if setup.anchor_reachable else (backup.host, backup.port),
+            anchor=None if setup.anchor_reachable else backup.address,
             before=None if self._past is None else Inheritance(self._past.living, tuple(self._past.tokens)),
             gpus=setup.gpus,
         )
@@ -273,9 +277,29 @@ class _Job:
                 self._recorder.event("trouble", "something may still be running", str(error))
                 raise
             finally:
-                backup.close()
                 self._recorder.ended(state)
+                backup.close()
         return self._result(coordinator, state, digest, why)
+
+    def _backup(self) -> BackupProcess | NoBackup:
+        request = self._request
+        if request.backup == "none":
+            return NoBackup()
+
+        def origin() -> tuple[int, Mapping[int, bytes]]:
+            # The first backup is given what has been read; a later one reads it again.
+            start, self._start = self._start, None
+            start = start or newest_state(request, self._spec)
+            assert start is not None
+            return start.step, start.layers
+
+        return BackupProcess(
+            len(self._spec.layers),
+            self._token,
+            self._journal.job_folder(request.name),
+            request.backup == "gradients",
+            origin if self._first_step else None,
+        )
 
     def _training(self) -> Training:
         request = self._request
@@ -289,7 +313,8 @@ class _Job:
             interval_s=request.interval_s / self._setup.time_scale,
             backup_every=request.backup_every,
             copy_ahead=request.copy_ahead,
-            first_step=self._start.step if self._start else 0,
+            backup=request.backup,
+            first_step=self._first_step,
             faults=[dict(fault) for fault in request.faults],
         )
 
@@ -311,6 +336,7 @@ class _Job:
             usd_on_demand=usd_on_demand,
             why=why,
             eval_loss=recorder.eval_loss,
+            backup=recorder.backup.as_json(),
         )
 
 

@@ -133,7 +133,7 @@ class Vote(Message):
     `losses` are [micro-batch, mean loss] pairs (last stage only), `square_norms` [layer, |gradient|^2] pairs
     (pipeline 0 only). Before a generation's first step, `fetched_bytes` came in `fetch_s` at the switch, and
     `ahead_bytes` in `ahead_s` while the generation before was training. `held_out_losses` are like `losses`,
-    in the steps that evaluate.
+    in the steps that evaluate. `backup_s` is what the backup has cost this worker since its last vote.
     """
 
     t = "vote"
@@ -147,13 +147,15 @@ class Vote(Message):
     ahead_bytes: int = 0
     ahead_s: float = 0.0
     held_out_losses: list[list[Any]] = field(default_factory=list)
+    backup_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Commit(Message):
     """The step is decided: apply the optimiser with gradients times `scale`.
 
-    `proceed`: begin the next step at once. `push`: send a copy of your stage to the backup.
+    `proceed`: begin the next step at once. `push`: send a copy of your stage to the backup; `stream`: send
+    the gradient of this step.
     """
 
     t = "commit"
@@ -162,6 +164,7 @@ class Commit(Message):
     scale: float
     proceed: bool
     push: bool = False
+    stream: bool = False
 
 
 @dataclass(frozen=True)

@@ -46,10 +46,14 @@ class StopRequest:
     why: str
 
 
+# At the start, nodes that are still booting are waited for this long.
+START_PATIENCE_S = 20.0
+
+
 class StartGate:
     """Holds the first layout back while nodes boot: it would only have to be changed again."""
 
-    def __init__(self, patience_s: float) -> None:
+    def __init__(self, patience_s: float = START_PATIENCE_S) -> None:
         self._patience_s = patience_s
         self._open_at_s: float | None = None
         self._open = False

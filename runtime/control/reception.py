@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from cloud.types import NoticeKind
 from runtime.control import fleet_events, messages
-from runtime.control.backup import Backup
+from runtime.control.backup_process import BackupPort
 from runtime.control.keeper import CheckpointKeeper
 from runtime.control.recorder import Recorder
 from runtime.control.resumption import Resumption
@@ -22,7 +22,7 @@ class Reception:
         self,
         training: Training,
         roster: Roster,
-        backup: Backup,
+        backup: BackupPort,
         keeper: CheckpointKeeper,
         recorder: Recorder,
         send: Callable[[str, messages.Message], None],
@@ -39,7 +39,7 @@ class Reception:
         # A scripted death is for a node's first worker; its successor must live.
         faults = self._training.faults if self._roster.join(node, parsed) else []
         port = event.backup_port
-        backup = (self._backup.host, self._backup.port) if port is None else ("127.0.0.1", port)
+        backup = self._backup.address if port is None else ("127.0.0.1", port)
         configure = self._training.configure(node, backup, faults)
         if event.adopted and resumption is not None:
             self._send(node, resumption.adopt(configure))

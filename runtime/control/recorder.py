@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cloud.types import Instance, InstanceState
+from runtime.control.backup_view import BackupView
 from runtime.control.job import LaunchRequest, MigrationRecord, Transfer
 from runtime.control.journal import JobState, Journal
 from runtime.control.past import Past
+from runtime.control.votes import Ballot
 from runtime.planning import controller
 from runtime.planning.placement import instance_of, worker_names
 from runtime.planning.types import Layout, MigrationPlan, Position
@@ -94,7 +96,7 @@ class Recorder:
         self._decision: controller.Decision | None = None
         self._why = ""
         self._next_refresh_s = 0.0
-        self._backup_step = 0
+        self.backup = BackupView(request.backup, self.event)
         self.migrations: list[MigrationRecord] = []
         if past is not None:
             self._go_on(past)
@@ -143,19 +145,15 @@ class Recorder:
             self.event("spared", f"{name} is still here", "its notice has run out")
 
     def step(
-        self,
-        step: int,
-        loss: float,
-        samples: int,
-        plan: MigrationPlan,
-        eval_loss: float | None = None,
-        scale: float = 1.0,
+        self, step: int, ballot: Ballot, samples: int, plan: MigrationPlan, scale: float = 1.0
     ) -> None:
-        """A step is decided; `eval_loss` is the held-out loss of the weights that it began with.
+        """A step is decided by these votes.
 
         Its line is in the file before a worker is told: the file is the ledger.
         """
+        loss, eval_loss = ballot.loss, ballot.held_out_loss
         now_s = time.time()
+        self.backup.step(now_s, ballot.backup_s)
         self._offsets.append(self._metrics.tell())
         line = {
             "step": step,
@@ -189,7 +187,7 @@ class Recorder:
             del self._offsets[kept:], self._losses[kept:]
             self._evaluations = [(at, loss) for at, loss in self._evaluations if at < step]
         self._recent.clear()
-        self._backup_step = step
+        self.backup.pause()
         self.event(
             "rollback", f"back to step {step}, {undone} steps are done again", "every holder of a stage died"
         )
@@ -307,6 +305,7 @@ class Recorder:
         now_s = time.time()
         if force or now_s >= self._next_refresh_s:
             self._next_refresh_s = now_s + _REFRESH_S
+            self.backup.look()
             self._journal.snapshot(self._request.name, self.snapshot(now_s))
 
     def snapshot(self, now_s: float) -> dict[str, Any]:
@@ -340,6 +339,8 @@ class Recorder:
             "usd_per_hour": self._bill.per_hour(),
             "usd_on_demand": on_demand_usd,
             "generation": plan.generation if plan else 0,
+            "backup": (backup := self.backup.as_json()),
+            "backup_step": backup["step"],
             "why": self._why,
             "migrations": [record.as_json() for record in self.migrations[-20:]],
             "wall_s": self.wall_s,

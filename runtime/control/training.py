@@ -28,7 +28,7 @@ class Training:
     """What to train, and how the job is run. `interval_s` is in wall seconds.
 
     `first_step` is above 0 where a checkpoint is continued. Without `copy_ahead` all state is sent at the
-    switch: that is for measuring.
+    switch: that is for measuring. `backup` is one of `backup_orders.MODES`.
     """
 
     model: ModelSpec
@@ -39,12 +39,13 @@ class Training:
     token: bytes
     interval_s: float
     backup_every: int
+    backup: str = "state"
     exact: bool = True
     copy_ahead: bool = True
     first_step: int = 0
     faults: list[dict[str, Any]] = field(default_factory=list)
 
-    def configure(self, node: str, backup: tuple[str, int], faults: list[dict[str, Any]]) -> Configure:
+    def configure(self, node: str, backup: tuple[str, int] | None, faults: list[dict[str, Any]]) -> Configure:
         """What a new worker is told about the job."""
         return Configure(
             node=node,
@@ -52,7 +53,7 @@ class Training:
             seed=self.seed,
             corpus=self.corpus,
             token=self.token.hex(),
-            backup=list(backup),
+            backup=None if backup is None else list(backup),
             exact=self.exact,
             faults=faults,
         )
@@ -90,32 +91,6 @@ class Pace:
             self._ordinary.append(step_s)
         self._last_s = now_s
         return pause_s
-
-
-class PushSchedule:
-    """When replicas send a copy of their state to the backup: every `every` steps, one copy at a time."""
-
-    def __init__(self, every: int) -> None:
-        self._every = every
-        self._sent: int | None = None
-
-    def due(self, steps: int, arrived: int | None) -> bool:
-        """Whether to send the state after `steps` steps; `arrived` is the newest whole copy.
-
-        While the last copy is on its way the next is skipped, which bounds memory and traffic; one that has
-        not arrived for five periods is given up (its sender died).
-        """
-        if steps % self._every:
-            return False
-        on_its_way = self._sent is not None and (arrived is None or arrived < self._sent)
-        if on_its_way and steps - (self._sent or 0) <= 5 * self._every:
-            return False
-        self._sent = steps
-        return True
-
-    def reset(self, step: int) -> None:
-        """The job went back to `step`, whose copy is whole."""
-        self._sent = step or None
 
 
 NEVER_S = math.inf

@@ -76,3 +76,8 @@ class Ballot:
             bytes_at_switch=sum(vote.fetched_bytes for vote in votes),
             fetch_s=max(vote.fetch_s for vote in votes),
         )
+
+    @property
+    def backup_s(self) -> float:
+        """What the backup cost the slowest voter since its last vote, in seconds."""
+        return max((vote.backup_s for vote in self._votes.values()), default=0.0)

@@ -3,7 +3,8 @@
 A request is one fixed header: operation, layer, step, size in bytes, and the job's 16-byte token. GET is
 answered by a size (0: not here) and that many bytes; PUT is followed by the bytes and answered by a 1.
 COPY asks for a layer at whatever step it stands, FOLLOW for the gradient that a step was committed with; both
-are answered by a size, a step, and that many bytes.
+are answered by a size, a step, and that many bytes. GRADIENT is a PUT of the fp32 gradient that was applied
+in `step`, after the optimiser's constants.
 Plain TCP and no objects: the receiver reads straight into the memory where the state will live.
 """
 
@@ -12,13 +13,15 @@ from __future__ import annotations
 import socket
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
-GET, PUT = 1, 2
+GET, PUT, GRADIENT = 1, 2, 3
 COPY, FOLLOW = 16, 17
 TOKEN_BYTES = 16
 _REQUEST = struct.Struct(f"!BIQQ{TOKEN_BYTES}s")
 _SIZE = struct.Struct("!Q")
 _VERSION = struct.Struct("!QQ")
+_OPTIMISER = struct.Struct("!5d")
 _CHUNK_BYTES = 1 << 22
 
 
@@ -28,12 +31,22 @@ class TransferError(ConnectionError):
 
 @dataclass(frozen=True)
 class Request:
-    """One request. `size_bytes` is 0 but for a PUT."""
+    """One request. `size_bytes` is 0 but for a PUT or a GRADIENT."""
 
     operation: int
     layer: int
     step: int
     size_bytes: int
+
+
+class AdamW(NamedTuple):
+    """Constants of decoupled weight decay Adam (Loshchilov and Hutter, 2019) with bias correction."""
+
+    learning_rate: float
+    weight_decay: float
+    beta1: float
+    beta2: float
+    epsilon: float
 
 
 def connect(host: str, port: int, timeout_s: float) -> socket.socket:
@@ -77,6 +90,8 @@ def receive_request(sock: socket.socket, token: bytes) -> Request | None:
     operation, layer, step, size_bytes, theirs = _REQUEST.unpack(first + bytes(rest))
     if theirs != token:
         raise TransferError("a request with another job's token")
+    if operation not in (GET, PUT, GRADIENT, COPY, FOLLOW):
+        raise TransferError(f"a request for operation {operation}")
     return Request(operation, layer, step, size_bytes)
 
 
@@ -109,6 +124,32 @@ def put(sock: socket.socket, layer: int, step: int, view: memoryview, token: byt
     """Store one layer's state of `step` on the other side, and wait until it is there whole."""
     send_request(sock, Request(PUT, layer, step, len(view)), token)
     sock.sendall(view)
+    expect_taken(sock, layer, step)
+
+
+def put_gradient(
+    sock: socket.socket, layer: int, step: int, optimiser: AdamW, view: memoryview, token: bytes
+) -> None:
+    """Hand one layer's gradient of `step` to the other side, and wait until it is there whole."""
+    send_request(sock, Request(GRADIENT, layer, step, len(view)), token)
+    sock.sendall(_OPTIMISER.pack(*optimiser))
+    sock.sendall(view)
+    expect_taken(sock, layer, step)
+
+
+def receive_optimiser(sock: socket.socket) -> AdamW:
+    """What precedes the bytes of a gradient."""
+    buffer = bytearray(_OPTIMISER.size)
+    receive_into(sock, memoryview(buffer))
+    return AdamW(*_OPTIMISER.unpack(buffer))
+
+
+def expect_taken(sock: socket.socket, layer: int, step: int) -> None:
+    """Wait for the other side to say that a PUT has arrived whole.
+
+    Raises:
+        TransferError: it says otherwise, or went away.
+    """
     if receive_size(sock) != 1:
         raise TransferError(f"layer {layer} of step {step}: the backup refused it")
 

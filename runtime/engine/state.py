@@ -11,33 +11,21 @@ Fast mode sums in fp32, in an order that depends on the layout.
 from __future__ import annotations
 
 import hashlib
-import math
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
 
+from runtime.control import adamw
+from runtime.control.wire import AdamW
+
 # Adding and subtracting 1.5 * 2^(52-42) in float64 rounds to a multiple of 2^-42 for |x| < 2^9.
 _GRID = 1.5 * 2.0 ** (52 - 42)
 ROWS = 3
-# So many values are updated at a time: what lies between two operations stays in the cache.
-_BLOCK = 1 << 16
 _ALIGNMENT = 16  # values: a layer's slice of the flat gradient begins at a multiple of 64 bytes
-
-
-@dataclass(frozen=True)
-class AdamW:
-    """Decoupled weight decay Adam (Loshchilov and Hutter, 2019), with bias correction."""
-
-    learning_rate: float
-    weight_decay: float
-    beta1: float
-    beta2: float
-    epsilon: float
 
 
 class LayerState:
@@ -127,44 +115,17 @@ class LayerState:
     ) -> None:
         """Update with this gradient, which is only read; `step` counts from 0. Local, no network.
 
-        Whoever holds the same state and gives the same gradient gets the same bits.
+        Whoever holds the same state and gives the same gradient gets the same bits; so does `control.adamw`.
         """
-        # Vector instructions may round unlike the scalar ones at the end of a range, so a tied tensor is a
-        # range of its own: its two copies stay equal wherever they lie in their layers.
-        for part in self._parts:
-            self._update(part, step + 1, gradient[part], optimiser, half_way)
-            half_way = None
-
-    def _update(
-        self,
-        part: slice,
-        count: int,
-        gradient: torch.Tensor,
-        optimiser: AdamW,
-        half_way: Callable[[], None] | None,
-    ) -> None:
-        for start in range(part.start, part.stop, _BLOCK):
-            block = slice(start, min(start + _BLOCK, part.stop))
-            end = start - part.start + block.stop - block.start
-            self._update_block(block, count, gradient[start - part.start : end], optimiser, half_way)
-            half_way = None
-
-    def _update_block(
-        self,
-        block: slice,
-        count: int,
-        gradient: torch.Tensor,
-        optimiser: AdamW,
-        half_way: Callable[[], None] | None,
-    ) -> None:
-        weights, first, second = self.buffer[:, block]
-        weights.mul_(1 - optimiser.learning_rate * optimiser.weight_decay)
-        first.lerp_(gradient, 1 - optimiser.beta1)
-        if half_way is not None:
-            half_way()
-        second.mul_(optimiser.beta2).addcmul_(gradient, gradient, value=1 - optimiser.beta2)
-        denominator = (second.sqrt() / math.sqrt(1 - optimiser.beta2**count)).add_(optimiser.epsilon)
-        weights.addcdiv_(first, denominator, value=-optimiser.learning_rate / (1 - optimiser.beta1**count))
+        half = self.size // 2
+        for start, end in ((0, half), (half, self.size)):
+            if start and half_way is not None:
+                half_way()
+            if self.buffer.device.type == "cpu":
+                rows, row = self.buffer.numpy()[:, start:end], gradient.numpy()[start:end]
+                adamw.apply(rows, row, step, optimiser)
+            else:
+                update_on_device(self.buffer[:, start:end], gradient[start:end], step, optimiser)
 
     def _accumulator(self, start: int, end: int) -> Callable[[torch.Tensor], None]:
         # Weakly held, or a layer would keep itself and its state alive until cycles are collected.
@@ -181,6 +142,20 @@ class LayerState:
             parameter.grad = None
 
         return accumulate
+
+
+def update_on_device(state: torch.Tensor, gradient: torch.Tensor, step: int, optimiser: AdamW) -> None:
+    """`control.adamw.apply` for tensors: the same operations in the same order, each rounded once.
+
+    On a CPU numpy does it: torch's square root there is MKL's, which does not round correctly.
+    """
+    factors = adamw.Factors.of(step, optimiser)
+    weights, first, second = state
+    weights.mul_(factors.decay)
+    first.mul_(optimiser.beta1).add_(gradient * factors.first_share)
+    second.mul_(optimiser.beta2).add_((gradient * gradient).mul_(factors.second_share))
+    denominator = second.sqrt().mul_(factors.second_correction).add_(optimiser.epsilon)
+    weights.sub_((first * factors.rate).div_(denominator))
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from runtime.control.digests import TIED_TABLE
 from runtime.control.messages import Vote
+from runtime.control.wire import AdamW
+from runtime.engine.backup import BackupSender
 from runtime.engine.data import Corpus
 from runtime.engine.generation import Generation, compute_device
 from runtime.engine.models import gpt
 from runtime.engine.numerics import Numerics, dropout_seed
 from runtime.engine.schedule import PipelineStep
-from runtime.engine.state import AdamW, LayerState, bind_gradients
+from runtime.engine.state import LayerState, bind_gradients
 from runtime.engine.tie import sum_tied
 from runtime.planning.ledger import SampleOrder
 from runtime.planning.model import ModelSpec
@@ -146,11 +147,12 @@ class Trainer:
         scale: float,
         followed: Collection[int] = (),
         keep: Callable[[int, int, torch.Tensor], None] = lambda layer, step, gradient: None,
+        backup: BackupSender | None = None,
     ) -> None:
         """The step is committed: update the layers. Local; after it, layers of other stages are dropped.
 
         `keep` gets the index, the step and the gradient of the layers that are `followed`, before all else:
-        their followers wait for it.
+        their followers wait for it. `backup` gets those of all layers.
         """
         optimiser = self._optimiser_at(self.step)
         kept: dict[int, torch.Tensor] = {}
@@ -163,6 +165,8 @@ class Trainer:
             layer = self.layers[index]
             gradient = kept.pop(index) if index in kept else layer.scaled(scale)
             layer.update(self.step, gradient, optimiser, half_way)
+            if backup is not None:
+                backup.stream(index, self.step, gradient, optimiser)
         if generation.fresh:
             generation.fresh = False
             for index in [i for i in self.layers if i not in generation.layers]:
@@ -182,7 +186,7 @@ class Trainer:
             self.layers = {**copied, **self.layers}
 
     def _optimiser_at(self, step: int) -> AdamW:
-        return replace(self._optimiser, learning_rate=self._training.learning_rate_at(step))
+        return self._optimiser._replace(learning_rate=self._training.learning_rate_at(step))
 
     def digests(self) -> list[list[Any]]:
         """[layer, SHA-256] of every layer held, and of its copy of a tied table."""

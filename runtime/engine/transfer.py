@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import queue
 import socket
 import threading
 from collections import defaultdict
@@ -222,40 +221,3 @@ def fetch_layers(
     if errors:
         raise errors[0]
     return sum(len(views[layer]) for layer, _ in wanted)
-
-
-class BackupPusher:
-    """Sends copies of layers to the backup, one after another, without holding up the step."""
-
-    def __init__(self, backup: Address, token: bytes) -> None:
-        self._backup, self._token = backup, token
-        self._copies: queue.SimpleQueue[tuple[int, int, torch.Tensor]] = queue.SimpleQueue()
-        threading.Thread(target=self._run, name="backup-push", daemon=True).start()
-
-    def move_to(self, backup: Address) -> None:
-        """The backup is somewhere else now."""
-        self._backup = backup
-
-    def push(self, layer: int, step: int, buffer: torch.Tensor) -> None:
-        """Queue a copy of this layer's state before `step`."""
-        self._copies.put((layer, step, buffer.clone()))
-
-    def _run(self) -> None:
-        sock: socket.socket | None = None
-        where = self._backup
-        while True:
-            layer, step, copy = self._copies.get()
-            try:
-                if sock is not None and where != self._backup:
-                    sock.close()
-                    sock = None
-                if sock is None:
-                    where = self._backup
-                    sock = wire.connect(where.host, where.port, _SOURCE_LAG_S)
-                wire.put(sock, layer, step, bytes_of(copy), self._token)
-            except OSError:
-                # This step's copy stays incomplete on the backup, which then offers an older one.
-                if sock is not None:
-                    sock.close()
-                sock = None
-            del copy

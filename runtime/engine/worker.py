@@ -22,13 +22,14 @@ import torch
 
 from runtime.control import messages
 from runtime.engine.ahead import AheadCopy
+from runtime.engine.backup import BackupSender
 from runtime.engine.data import Corpus, CorpusError
 from runtime.engine.faults import FaultInjector
 from runtime.engine.generation import Generation, Graveyard, compute_device
 from runtime.engine.groups import StoreServer
 from runtime.engine.state import LayerState
 from runtime.engine.trainer import Trainer
-from runtime.engine.transfer import NO_TRAFFIC, Address, BackupPusher, StateServer, Traffic, fetch_layers
+from runtime.engine.transfer import NO_TRAFFIC, Address, StateServer, Traffic, fetch_layers
 from runtime.engine.waits import AbandonedError
 from runtime.planning.errors import InputError
 from runtime.planning.model import parse_model
@@ -75,7 +76,7 @@ class Worker:
         self._faults = FaultInjector("", ())
         self._trainer: Trainer | None = None
         self._configured: messages.Configured | None = None
-        self._pusher: BackupPusher | None = None
+        self._sender: BackupSender | None = None
         self._backup: Address | None = None
         self._server = StateServer(host, self._point)
         self._store = StoreServer(host)
@@ -165,7 +166,7 @@ class Worker:
         self._server.token = token
         if message.backup is not None:
             self._backup = Address(message.backup[0], message.backup[1])
-            self._pusher = BackupPusher(self._backup, token)
+            self._sender = BackupSender(self._backup, token)
         self._trainer.warm_up()
         self._configured = messages.Configured(trainer.samples, corpus_digest, self._trainer.parameters())
         self._send(self._configured)
@@ -216,6 +217,8 @@ class Worker:
             if self._current is not None and self._current.number <= until:
                 # Not buried yet: a commit decided before the abort may still wait in the inbox.
                 self._current.abandon()
+        if self._sender is not None:
+            self._sender.wake()
         for generation in dead:
             self._graveyard.bury(generation)
 
@@ -260,9 +263,9 @@ class Worker:
         if generation is not None and voted and trainer.step == message.step:
             # The step was decided, and the word of it died with the coordinator.
             self._apply(trainer, generation, message.scale)
-        if configure.backup is not None and self._pusher is not None:
+        if configure.backup is not None and self._sender is not None:
             self._backup = Address(configure.backup[0], configure.backup[1])
-            self._pusher.move_to(self._backup)
+            self._sender.move_to(self._backup)
         self._aborted(messages.Abort(message.until))
         self._send(self._configured)
 
@@ -299,6 +302,8 @@ class Worker:
         fetched = self._fetch(generation, message, arrived)
         fetch_s = time.monotonic() - began
         generation.waiter.check()
+        if self._sender is not None and message.step != trainer.step:
+            self._sender.clear()
         trainer.enter(generation, message.step, arrived)
         with self._lock:
             self._copy = None  # until here an abort would have saved what was copied
@@ -340,25 +345,35 @@ class Worker:
         began = time.monotonic()
         vote = trainer.compute(generation)
         compute_s = time.monotonic() - began
+        backup_s = 0.0
+        if self._sender is not None:
+            self._sender.hold(lambda: generation.waiter.abandoned)
+            backup_s = self._sender.take_cost_s()
+        generation.waiter.check()
         self._point("before_vote")
-        self._send(replace(vote, compute_s=round(compute_s, 5), **asdict(traffic)))
+        vote = replace(vote, compute_s=round(compute_s, 5), backup_s=round(backup_s, 6))
+        self._send(replace(vote, **asdict(traffic)))
         self._point("after_vote")
 
     def _commit(self, message: messages.Commit) -> None:
         generation, trainer = self._current, self._trainer
         assert generation is not None and trainer is not None and message.step == trainer.step
         self._point("commit")
-        self._apply(trainer, generation, message.scale)
-        if message.push and self._pusher is not None and generation.pipeline == 0:
-            for index in generation.layers:
-                self._pusher.push(index, trainer.step, trainer.layers[index].buffer)
+        sender = self._sender if generation.pipeline == 0 else None
+        self._apply(trainer, generation, message.scale, sender if message.stream else None)
+        if message.push and sender is not None:
+            sender.push(trainer.step, {i: trainer.layers[i].buffer for i in generation.layers})
         generation.waiter.check()
         if message.proceed:
             self._compute(generation)
 
-    def _apply(self, trainer: Trainer, generation: Generation, scale: float) -> None:
+    def _apply(
+        self, trainer: Trainer, generation: Generation, scale: float, backup: BackupSender | None = None
+    ) -> None:
         self._server.withdraw()
-        trainer.apply(generation, scale, self._server.followed, self._server.keep)
+        if self._sender is not None:
+            self._sender.settle()
+        trainer.apply(generation, scale, self._server.followed, self._server.keep, backup)
         self._server.publish(trainer.step, trainer.sources())
 
 

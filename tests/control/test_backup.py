@@ -1,15 +1,23 @@
-"""The in-memory backup: whole copies only, bounded memory, for its own job only."""
+"""The in-memory backup: whole states only, bounded memory, for its own job only, replaced when it dies."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from runtime.control import wire
+from runtime.control import adamw, wire
 from runtime.control.backup import Backup
-from runtime.control.training import Pace, PushSchedule
+from runtime.control.backup_orders import BackupOrders
+from runtime.control.backup_process import BackupProcess, BackupStatus
+from runtime.control.backup_stores import MOST_AHEAD, FollowedState
+from runtime.control.training import Pace
 
 TOKEN = b"t" * wire.TOKEN_BYTES
 
@@ -44,16 +52,19 @@ def test_what_was_put_comes_back(backup: Backup) -> None:
     with wire.connect(backup.host, backup.port, 5) as sock:
         wire.get_into(sock, 1, 3, memoryview(view), TOKEN)
     assert view == bytes([1, 3]) * 6
-    assert backup.weights_digest(3, 1) == hashlib.sha256(view[:4]).hexdigest()
+    digests = backup.weights_digests(3)
+    assert digests is not None
+    assert digests[1] == hashlib.sha256(view[:4]).hexdigest()
+    assert backup.weights_digests(4) is None
 
 
 def test_memory_is_bounded(backup: Backup) -> None:
     """Two whole copies and the one that is arriving; late pieces of older ones are dropped."""
     for step in range(10, 60, 10):
         put(backup, step, 0, 1)
-        assert backup.size_bytes <= 2 * 2 * 12
+        assert backup.store.size_bytes <= 2 * 2 * 12
     put(backup, 20, 0)
-    assert backup.size_bytes == 2 * 2 * 12
+    assert backup.store.size_bytes == 2 * 2 * 12
 
 
 def test_a_layer_that_is_not_here_is_refused(backup: Backup) -> None:
@@ -87,22 +98,179 @@ def test_steps_after_a_rollback_are_forgotten(backup: Backup) -> None:
     """What belongs to steps that will be done again does not linger."""
     put(backup, 10, 0, 1)
     put(backup, 20, 0)
-    backup.forget_after(10)
-    assert backup.latest() == 10
-    assert backup.size_bytes == 24
+    assert backup.store.freeze() == 10
+    assert backup.store.size_bytes == 24
+
+
+class Said:
+    """A backup that only has a status."""
+
+    def __init__(self) -> None:
+        self.status = BackupStatus()
+        self.address = None
+        self.expected: list[int] = []
+
+    def expect(self, step: int) -> None:
+        self.expected.append(step)
+
+    def freeze(self) -> int | None:
+        return None
+
+    def thaw(self) -> None: ...
+
+    def weights_digests(self, step: int) -> dict[int, str] | None:
+        return None
 
 
 def test_a_copy_is_sent_only_when_the_last_one_has_arrived() -> None:
     """A slow backup is not flooded; a sender that died does not stop the copies for ever."""
-    pushes = PushSchedule(every=10)
-    assert not pushes.due(9, None)
-    assert pushes.due(10, None)
-    assert not pushes.due(20, None)
-    assert pushes.due(30, 10)
-    assert not pushes.due(40, 10)
-    assert pushes.due(90, 10)
-    pushes.reset(30)
-    assert pushes.due(40, 30)
+    said, orders = Said(), BackupOrders("state", every=10)
+    due = [steps for steps in range(1, 30) if orders.at(steps, False, False, said) == (True, False)]
+    assert due == [10]
+    said.status = BackupStatus(latest=10)
+    assert [steps for steps in range(30, 100) if orders.at(steps, False, False, said)[0]] == [30, 90]
+    orders.reset()
+    assert orders.at(100, False, False, said) == (True, False)
+    assert orders.at(103, True, False, said) == (True, False)
+
+
+def test_a_new_backup_is_given_the_state_at_once() -> None:
+    """No period is waited for when the old one has died."""
+    said, orders = Said(), BackupOrders("state", every=10)
+    assert orders.at(10, False, False, said)[0]
+    said.status = BackupStatus(restarts=1)
+    assert [steps for steps in range(11, 20) if orders.at(steps, False, False, said)[0]] == [11]
+
+
+def test_gradients_are_streamed_once_a_state_is_on_its_way() -> None:
+    """The first commit pushes the state, every later one its gradient, until there is a gap."""
+    said, orders = Said(), BackupOrders("gradients", every=10)
+    assert orders.at(1, False, False, said) == (True, False)
+    assert orders.at(2, False, False, said) == (False, True)
+    said.status = BackupStatus(latest=2, needs_state=False)
+    assert orders.at(3, True, False, said) == (False, True)
+    said.status = BackupStatus(latest=2, needs_state=True)
+    assert orders.at(4, False, False, said) == (True, False)
+    assert said.expected == [1, 4]
+
+
+OPTIMISER = wire.AdamW(1e-3, 0.01, 0.9, 0.95, 1e-8)
+SIZE = 5
+
+
+def gradient_of(step: int, layer: int) -> bytearray:
+    return bytearray(np.random.default_rng([step, layer]).normal(size=SIZE).astype(np.float32).tobytes())
+
+
+def state_at(step: int, layer: int) -> bytes:
+    """The state that the optimiser reaches from zero."""
+    rows = np.zeros((3, SIZE), dtype=np.float32)
+    for done in range(step):
+        adamw.apply(rows, np.frombuffer(gradient_of(done, layer), np.float32), done, OPTIMISER)
+    return rows.tobytes()
+
+
+@pytest.fixture
+def following() -> Iterator[FollowedState]:
+    store = FollowedState(layers=2)
+    for layer in (0, 1):
+        store.put(0, layer, bytearray(state_at(0, layer)))
+    yield store
+    store.close()
+
+
+def feed(store: FollowedState, step: int, *layers: int) -> None:
+    for layer in layers:
+        store.gradient(step, layer, OPTIMISER, gradient_of(step, layer))
+
+
+def reaches(store: FollowedState, step: int) -> bool:
+    with store.changed:
+        return store.changed.wait_for(lambda: store.latest() == step, 10)
+
+
+def test_gradients_bring_the_state_forward(following: FollowedState) -> None:
+    """A step is taken when all its gradients are here; the state is then what the optimiser makes."""
+    for step in range(4):
+        feed(following, step, 1, 0)
+        assert reaches(following, step + 1)
+    feed(following, 4, 0)
+    copy = following.copy()
+    assert copy is not None
+    assert copy == (4, {layer: state_at(4, layer) for layer in (0, 1)})
+    assert following.get(3, 0) is None
+    assert following.size_bytes == (2 * 3 + 1) * SIZE * 4
+
+
+def test_a_missing_gradient_stops_the_state_until_a_new_one_comes(following: FollowedState) -> None:
+    """The old state stays good to go back to; gradients after the new one's step are kept and count."""
+    feed(following, 0, 0, 1)
+    assert reaches(following, 1)
+    feed(following, 1, 0)  # the other sender has died
+    feed(following, 2, 0, 1)
+    assert following.needs_state
+    assert following.latest() == 1
+    following.expect(4)
+    feed(following, 4, 0, 1)
+    for layer in (0, 1):
+        following.put(4, layer, bytearray(state_at(4, layer)))
+    assert reaches(following, 5)
+    assert not following.needs_state
+    assert following.get(5, 1) == state_at(5, 1)
+
+
+def test_memory_is_bounded_while_a_state_never_arrives(following: FollowedState) -> None:
+    """Gradients pile up for a few steps only."""
+    feed(following, 1, 0)
+    following.expect(2)
+    most = (2 * 3 + 2 * (MOST_AHEAD + 1)) * SIZE * 4
+    for step in range(2, 40):
+        feed(following, step, 0, 1)
+        assert following.size_bytes <= most
+
+
+def test_what_comes_late_after_a_rollback_is_ignored(following: FollowedState) -> None:
+    """Between `freeze` and `thaw` the state stands still, so that it can be fetched."""
+    feed(following, 0, 0)
+    assert following.freeze() == 0
+    feed(following, 0, 0, 1)
+    assert following.get(0, 1) == state_at(0, 1)
+    following.thaw()
+    assert following.latest() == 0
+    feed(following, 0, 0, 1)
+    assert reaches(following, 1)
+
+
+def test_a_backup_that_dies_is_replaced_at_the_same_address(tmp_path: Path) -> None:
+    """SIGKILL: what was asked fails in one line, and the next process takes what is pushed."""
+    backup = BackupProcess(2, TOKEN, tmp_path, follow=False)
+    try:
+        put_at(backup.address, 10)
+        assert backup.wait_for(10, 20)
+        os.kill(backup.pid, signal.SIGKILL)
+        assert until(lambda: backup.status.restarts == 1)
+        assert backup.status.latest is None
+        put_at(backup.address, 20)
+        assert backup.wait_for(20, 20)
+        assert backup.freeze() == 20
+        assert backup.weights_digests(20) is not None
+        pid = backup.pid
+    finally:
+        backup.close()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def put_at(address: tuple[str, int], step: int) -> None:
+    with wire.connect(*address, 20) as sock:
+        for layer in (0, 1):
+            wire.put(sock, layer, step, memoryview(bytes([layer, step]) * 6), TOKEN)
+
+
+def until(done: Callable[[], bool]) -> bool:
+    end_s = time.monotonic() + 20
+    while not done() and time.monotonic() < end_s:
+        time.sleep(0.01)
+    return done()
 
 
 def test_a_pause_is_what_a_change_took_beyond_an_ordinary_step() -> None:

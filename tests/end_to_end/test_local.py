@@ -159,12 +159,41 @@ def test_too_few_nodes_are_waited_out(undisturbed: Finished, tmp_path: Path) -> 
     assert "needs at least 2 nodes (1x2), 1 here" in waits[0]["why"]
 
 
+def test_the_backup_is_replaced_while_training_goes_on(undisturbed: Finished, tmp_path: Path) -> None:
+    """Its process is killed, later every node at once: the new backup has followed every step since."""
+    killed: list[int] = []
+
+    def interfere(step: int, provider: LocalProvider) -> None:
+        if step == 12 and not killed:
+            killed.extend(pid for pid in processes_of(tmp_path) if is_backup(pid))
+            os.kill(killed[0], signal.SIGKILL)
+        if step == 35 and not any(name.startswith("new") for name in provider.names()):
+            for name in provider.names():
+                provider.kill(name)
+            for name in ("new1", "new2"):
+                provider.appear(name)
+
+    trace = "0,add,old1\n0,add,old2\n"
+    run = train(tmp_path, "anchor", interfere, trace=trace, nodes=2, steps=STEPS, backup="gradients")
+    assert len(killed) == 1
+    assert_equal(run, undisturbed, tmp_path)
+    rollback = next(event["text"] for event in run.events if event["kind"] == "rollback")
+    assert rollback in ("back to step 35, 0 steps are done again", "back to step 34, 1 steps are done again")
+    assert run.result.backup["restarts"] == 1
+    assert 0 < run.result.backup["share_of_step_time"] < 1
+
+
+def is_backup(pid: int) -> bool:
+    """Whether this process holds the backup."""
+    return b"parcae_cli.backup" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 def test_a_checkpoint_is_continued_at_another_layout(undisturbed: Finished, tmp_path: Path) -> None:
     """Half the steps on six nodes, the rest from the checkpoint on three: as if trained in one go."""
     safe = tmp_path / "safe"
-    first = train(tmp_path, "first", nodes=6, steps=STEPS // 2, checkpoint=safe, checkpoint_every=10)
-    assert [path.name for path in sorted(safe.iterdir())][-1] == f"step-{STEPS // 2}"
-    rest = train(tmp_path, "rest", nodes=3, steps=STEPS, start_from=safe)
+    first = train(tmp_path, "first", nodes=6, steps=STEPS // 2, checkpoint=str(safe), checkpoint_every=10)
+    assert sorted(path.name for path in safe.iterdir()) == [f"step-{s}" for s in (10, 20, STEPS // 2)]
+    rest = train(tmp_path, "rest", nodes=3, steps=STEPS, start_from=str(safe))
     assert first.losses + rest.losses == undisturbed.losses
     assert rest.result.weights_sha256 == undisturbed.result.weights_sha256
     assert [line["step"] for line in rest.metrics] == list(range(STEPS // 2, STEPS))

@@ -179,11 +179,17 @@ class Crew:
         return [self.workers[name].expect(messages.Vote) for name in names]
 
     def commit(
-        self, generation: int, step: int, names: Sequence[str], proceed: bool, push: bool = False
+        self,
+        generation: int,
+        step: int,
+        names: Sequence[str],
+        proceed: bool,
+        push: bool = False,
+        stream: bool = False,
     ) -> None:
         """Decide the step, without clipping."""
         for name in names:
-            self.workers[name].send(messages.Commit(generation, step, 1.0, proceed, push))
+            self.workers[name].send(messages.Commit(generation, step, 1.0, proceed, push, stream))
 
     def train(self, generation: int, first: int, steps: int, names: Sequence[str]) -> list[float]:
         """Commit steps first..first+steps-1; the last without going on. Returns the losses."""
