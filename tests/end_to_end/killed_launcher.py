@@ -97,7 +97,7 @@ def main() -> None:
     else:
         trace = "".join(f"0,add,n{number}\n" for number in range(8))
         checkpoints = home / "checkpoints"
-        train(home, "cut", watch, trace, checkpoint=checkpoints, checkpoint_every=20, speed=60, **OPTIONS)
+        train(home, "cut", watch, trace, checkpoint=str(checkpoints), checkpoint_every=20, speed=60, **OPTIONS)
 
 
 if __name__ == "__main__":

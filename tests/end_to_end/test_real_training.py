@@ -41,8 +41,8 @@ def test_dropout_ties_schedule_and_evaluation_survive_preemptions(tmp_path: Path
     )
     hard = train(tmp_path, "hard", trace=TRACE, nodes=8, steps=STEPS, speed=60, faults=faults, **options)
     # undisturbed, in two halves
-    half = train(tmp_path, "half", nodes=4, steps=STEPS // 2, checkpoint=safe, **options)
-    rest = train(tmp_path, "rest", nodes=3, steps=STEPS, start_from=safe, **options)
+    half = train(tmp_path, "half", nodes=4, steps=STEPS // 2, checkpoint=str(safe), **options)
+    rest = train(tmp_path, "rest", nodes=3, steps=STEPS, start_from=str(safe), **options)
 
     assert hard.result.state == "done"
     assert (hard.result.samples_lost, hard.result.samples_repeated) == (0, 0)
@@ -77,6 +77,6 @@ def refuse_other_continuations(safe: Path, home: Path) -> None:
         template = json.loads((safe / f"step-{STEPS // 2}" / "checkpoint.json").read_text())["template"]
         template[table][key] = value
         seed = SEED + (key == "dtype")
-        request = LaunchRequest("x", "m", home, steps=999, seed=seed, start_from=safe, template=template)
+        request = LaunchRequest("x", "m", home, steps=999, seed=seed, start_from=str(safe), template=template)
         with pytest.raises(InputError, match=message):
             read_start(request, parse_model(template, "m"))
