@@ -96,8 +96,8 @@ def main() -> None:
         resume(home, "cut", watch)
     else:
         trace = "".join(f"0,add,n{number}\n" for number in range(8))
-        checkpoints = home / "checkpoints"
-        train(home, "cut", watch, trace, checkpoint=str(checkpoints), checkpoint_every=20, speed=60, **OPTIONS)
+        safe = str(home / "checkpoints")
+        train(home, "cut", watch, trace, checkpoint=safe, checkpoint_every=20, speed=60, **OPTIONS)
 
 
 if __name__ == "__main__":
