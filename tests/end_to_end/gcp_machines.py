@@ -33,6 +33,7 @@ class GcpMachines:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
+        self.zygote: Path | None = None  # None: workers run from the sources that were pushed to the node
         self.nodes: dict[str, LocalNode] = {}
         self.metadata: dict[str, GceMetadata] = {}
         compute.on_launch, compute.on_end = self._launch, self._end
@@ -50,6 +51,8 @@ class GcpMachines:
             "PARCAE_SSH_FOLDER": str(folder / "ssh"),
             "PARCAE_RESTART_SSH": "true",
         }
+        if self.zygote is not None:
+            environment["PARCAE_ZYGOTE"] = str(self.zygote)
         script = subprocess.run(
             ["/bin/sh", "-c", items["startup-script"]],
             cwd=folder,

@@ -1,11 +1,13 @@
 """A launcher that is killed at a chosen moment: `-m tests.end_to_end.killed_launcher HOME MOMENT STEP`.
 
-It launches the job `cut`, or goes on with it where it is in the journal already.
+It launches the job `cut`, or goes on with it where it is in the journal already. A fourth argument is options
+as JSON, in place of a local job's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -94,6 +96,8 @@ def main() -> None:
     journal.close()
     if "cut" in known:
         resume(home, "cut", watch)
+    elif len(sys.argv) > 4:
+        train(home, "cut", watch, **json.loads(sys.argv[4]))
     else:
         trace = "".join(f"0,add,n{number}\n" for number in range(8))
         safe = str(home / "checkpoints")

@@ -19,17 +19,11 @@ from cloud.provider import MaybeStillRunningError, QuotaError
 from tests.cloud.aws.conftest import ec2, endpoint  # noqa: F401
 from tests.cloud.aws.front import Front
 from tests.end_to_end.harness import lines
-from tests.end_to_end.machines import PROJECT, Machines, zygote
+from tests.end_to_end.machines import PROJECT, Machines
 from tests.end_to_end.test_aws import aws, fleet, machines  # noqa: F401
 
 # ruff: noqa: F811
 pytestmark = pytest.mark.timeout(180)
-
-
-@pytest.fixture(autouse=True)
-def preloaded(machines: Machines) -> None:
-    """These tests are about launchers, not workers."""
-    machines.zygote = zygote()
 
 
 class Command:
@@ -160,6 +154,25 @@ def test_kill_9_leaves_nothing_that_gc_does_not_find(ec2: Front, parcae: Command
     code, said = parcae.run("gc")
     assert (code, "nothing was left behind" in said) == (0, True)
     code, said = parcae.run("down")
+    assert (code, ec2.live()) == (0, []), said
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_kill_9_in_the_launch_is_resumed(ec2: Front, parcae: Command, after: bool) -> None:
+    """Before EC2 acts or before its answer comes: the same request again, and never more than were wanted."""
+    gate = Gate(ec2, "CreateFleet", after=after)
+    job = parcae.launch()
+    assert gate.entered.wait(20)
+    job.kill()
+    job.wait(10)
+    gate.open.set()
+    ec2.invisible_s = 0.5
+    assert parcae.start("resume", "job", "--detach").wait(40) == 0
+    until(lambda: any(event["kind"] == "started" for event in events(parcae.home)))
+    assert len(ec2.live()) == 2
+    tokens = {request["ClientToken"] for request in ec2.actions("CreateFleet")}
+    assert len(tokens) == 1
+    code, said = parcae.run("down", "job")
     assert (code, ec2.live()) == (0, []), said
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -12,13 +14,14 @@ import pytest
 
 from parcae_cli.catalogue import load_fleet
 from runtime.control.journal import Journal
+from runtime.control.launch import resume
 from tests.cloud.aws.conftest import ec2, endpoint  # noqa: F401
 from tests.cloud.gcp.conftest import compute  # noqa: F401
 from tests.cloud.gcp.fake_compute import MACHINE_TYPE
 from tests.cloud.gcp.metadata_server import GceMetadata
 from tests.end_to_end.gcp_machines import GcpMachines
-from tests.end_to_end.harness import Finished, processes_of, train
-from tests.end_to_end.machines import Machines
+from tests.end_to_end.harness import Finished, lines, processes_of, train
+from tests.end_to_end.machines import Machines, zygote
 from tests.end_to_end.sshd import rack
 
 pytestmark = pytest.mark.timeout(240)  # workers load torch several times over
@@ -141,12 +144,14 @@ def cloud(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str,
     elif name == "aws":
         front = request.getfixturevalue("ec2")
         there = Machines(front, tmp_path / "machines")
+        there.zygote = zygote()
         settings = {"instance_types": ["g4dn.xlarge"], "ssh_port": there.ssh_port}
         yield name, Rented(name, there, front.live, **settings)
         assert there.close() == []
     else:
         fake = request.getfixturevalue("compute")
         machines = GcpMachines(fake, tmp_path / "machines")
+        machines.zygote = zygote()
         yield name, Rented(name, machines, fake.live, machine_types=[MACHINE_TYPE])
         assert machines.close() == []
 
@@ -194,9 +199,35 @@ def test_a_job_lives_through_a_notice_and_a_loss(
     assert processes_of(tmp_path / "jobs") == []
 
 
-def ledger(home: Path) -> list[Any]:
+@pytest.mark.parametrize("cloud", ["hosts", "aws", "gcp"], indirect=True)
+def test_a_job_outlives_its_launcher(quiet: Finished, cloud: tuple[str, Cloud], tmp_path: Path) -> None:
+    """kill -9 between a step's decision and its word: a resumed launcher keeps machines and workers.
+
+    The weights are those of a quiet run, nothing was rented beside what was there, and nothing is left.
+    """
+    name, where = cloud
+    options = {"cloud": name, "nodes": NODES, "steps": STEPS, **where.options}
+    launcher = [sys.executable, "-m", "tests.end_to_end.killed_launcher", str(tmp_path), "a step is decided"]
+    done = subprocess.run([*launcher, "12", json.dumps(options)], capture_output=True, text=True, timeout=90)
+    assert done.returncode == -9, done.stderr
+    held = ledger(tmp_path, "cut")
+    result = resume(tmp_path, "cut")
+    assert result.state == "done", result.why
+    folder = tmp_path / "jobs/cut"
+    assert [row["loss"] for row in lines(folder / "metrics.jsonl")] == quiet.losses
+    assert result.weights_sha256 == quiet.result.weights_sha256
+    (resumed,) = [event for event in lines(folder / "events.jsonl") if event["kind"] == "resumed"]
+    assert (resumed["text"], resumed["why"]) == ("at step 13", f"{NODES} workers were found again")
+    journal = Journal(tmp_path)
+    assert {row.instance.id for row in journal.instances("cut")} == {one.id for one in held}
+    assert journal.open_intents("cut") == []
+    journal.close()
+    assert where.left() == []
+
+
+def ledger(home: Path, job: str = "story") -> list[Any]:
     """The instances that the job holds, as its journal knows them."""
     journal = Journal(home)
-    rows = journal.instances("story", live_only=True)
+    rows = journal.instances(job, live_only=True)
     journal.close()
     return [row.instance for row in rows]
