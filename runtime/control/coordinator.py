@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from runtime.control import fleet_events, generations, messages
+from runtime.control import fleet_events, generations, messages, phases
 from runtime.control.backup_orders import BackupOrders
 from runtime.control.backup_process import BackupPort
 from runtime.control.digests import FinalDigests
@@ -31,9 +31,6 @@ from runtime.planning import types as plan_types
 from runtime.planning.costs import notice_lead_s
 from runtime.planning.ledger import Ledger
 from runtime.planning.types import MigrationKind, MigrationPlan
-
-# A worker that does not answer an abort for this long is taken for dead.
-ABORT_TIMEOUT_S = 4.0
 
 
 class Coordinator:
@@ -56,7 +53,7 @@ class Coordinator:
         """
         self._training, self._config = training, config
         self._fleet, self._backup, self._recorder = fleet, backup, recorder
-        self._keeper, self._on_ready = keeper, on_ready
+        self._keeper, self._ready = keeper, phases.once(on_ready)
         self._state = controller.initial_state(config)
         self._roster = Roster(config.gpus)
         self._reception = Reception(training, self._roster, backup, keeper, recorder, self._send)
@@ -65,7 +62,6 @@ class Coordinator:
         self._running: MigrationPlan | None = None
         self._fresh = False  # the running generation has not committed a step yet
         self._pending: Pending | None = None
-        self._final_holds: Mapping[str, frozenset[int]] = {}  # who held what after the last step
         self._highest_generation = 0
         self._ballot = Ballot(0, 0, 0)
         self._recovery = Recovery(0, 0, ())
@@ -77,6 +73,7 @@ class Coordinator:
         self._orders = BackupOrders(training.backup, training.backup_every, at_once=resumption is not None)
         self.ledger = Ledger(training.model.training.mini_batch, committed_steps=training.first_step)
         self.stopped: StopRequest | None = None
+        self._drained_by_s = NEVER_S
         self._resumption = resumption
         if resumption is not None:
             self.ledger = replace(self.ledger, committed_steps=resumption.step)
@@ -86,7 +83,7 @@ class Coordinator:
     # ---- the loop --------------------------------------------------------------------------------------
 
     async def run(self) -> str | None:
-        """Train to the last step. Returns the digest of the weights, or None if the job was stopped before.
+        """Train to the last step. Returns the digest of the weights, or None if the job was cut off before.
 
         Raises:
             TrainingError: a worker reported something that no migration can mend.
@@ -107,13 +104,25 @@ class Coordinator:
             self._decide()
             self._recorder.refresh()
             self._keeper.tick()
-            if why := self._recorder.budget_spent():
-                self.request_stop(StopRequest(JobState.FAILED, why))
-        return None if self.stopped is not None else self._digests.weights()
+            self._end_in_time()
+        return self._digests.weights() if self._digests.complete else None
 
     def request_stop(self, request: StopRequest) -> None:
-        """End the job as soon as the loop turns; safe to call from a signal handler of the loop."""
+        """End the job as soon as the loop turns; safe to call from a signal handler."""
         self._fleet.events.put_nowait(request)  # type: ignore[arg-type]
+
+    def _end_in_time(self) -> None:
+        """Before the budget is overstepped the step in flight becomes the last, and its state is kept."""
+        drain_s = phases.DRAIN_S + 2 * self._pace.ordinary_s if self._keeper.wanted else 0.0
+        if self.stopped is not None and self._now_s() > self._drained_by_s:
+            self._phase = Phase.ENDED
+        elif self.stopped is None and (why := self._recorder.budget_spent(drain_s)):
+            self.stopped = StopRequest(JobState.FAILED, why)
+            self._drained_by_s = self._now_s() + drain_s
+            if self._phase is Phase.RUNNING and drain_s:
+                self._training = replace(self._training, steps=self._step + 1)
+            else:
+                self._phase = Phase.ENDED
 
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()
@@ -213,7 +222,7 @@ class Coordinator:
             assert self._pending is not None
             self._switch(self._pending.plan)
         if last:
-            self._finish(members_hold(running))
+            self._finish(members_hold(running), {})
 
     # ---- generations -----------------------------------------------------------------------------------
 
@@ -248,14 +257,10 @@ class Coordinator:
         self._recorder.event("resumed", f"at step {self._step}", f"{len(holds)} workers were found again")
         self._planning += [plan_types.TrainingStopped(), plan_types.StateReported(holds)]
         if self._step == self._training.steps and resumption.is_whole(alive):
-            self._finish(holds)
+            self._finish(holds, resumption.copies(alive))
         elif self._step == self._training.steps == self._backup.status.latest:
             self._finish_or_recover()
         return self._phase is Phase.WAITING
-
-    def _ready(self) -> None:
-        on_ready, self._on_ready = self._on_ready, lambda: None
-        on_ready()
 
     def _begin(self, plan: MigrationPlan) -> None:
         self._highest_generation = max(self._highest_generation, plan.generation)
@@ -322,7 +327,7 @@ class Coordinator:
             self._pending = None
         # Whoever may still hold layers must answer, also nodes that only wait to be released.
         self._recovery = Recovery(self._highest_generation, self._step, self._roster.ready)
-        self._deadline_s = self._now_s() + ABORT_TIMEOUT_S
+        self._deadline_s = self._now_s() + phases.ABORT_TIMEOUT_S
         for node in sorted(self._recovery.awaiting):
             self._send(node, messages.Abort(self._highest_generation))
         self._finish_recovery()
@@ -360,7 +365,7 @@ class Coordinator:
         if self._phase is Phase.RECOVERING:
             for node in sorted(self._recovery.awaiting):
                 self._fleet.kill_worker(node)
-                self._lose(node, f"its worker did not answer for {ABORT_TIMEOUT_S:g} s")
+                self._lose(node, f"its worker did not answer for {phases.ABORT_TIMEOUT_S:g} s")
         elif self._phase is Phase.RUNNING:
             self._recorder.event("failed", "a step was abandoned", "not all votes came in time")
             self._recover()
@@ -369,11 +374,13 @@ class Coordinator:
 
     # ---- the end ---------------------------------------------------------------------------------------
 
-    def _finish(self, holds: Mapping[str, frozenset[int]]) -> None:
+    def _finish(self, holds: Mapping[str, frozenset[int]], copies: Mapping[str, list[int]]) -> None:
         """Every step is committed, and these nodes hold the outcome."""
-        self._phase, self._final_holds = Phase.FINISHING, holds
+        self._phase, self._digests.holders = Phase.FINISHING, holds
+        if copies:
+            self._backup.expect(self._step)
         for node in holds:
-            self._send(node, messages.Digest())
+            self._send(node, messages.Digest(copies.get(node, [])))
 
     def _digested(self, message: messages.Digests) -> None:
         if self._phase is not Phase.FINISHING or message.step != self._training.steps:
@@ -386,10 +393,7 @@ class Coordinator:
         """A node died after the last commit. What it alone knew comes from the backup, or is done again."""
         if self._digests.take_from(self._backup, self._training.steps):
             self._phase = Phase.ENDED
-            return
-        held = [layers for node, layers in self._final_holds.items() if node in self._roster]
-        alive = frozenset().union(*held)
-        if self._digests.missing - alive:
+        elif self._digests.out_of_reach(self._roster.workers):
             self._recover()
 
     def _send(self, node: str, message: messages.Message) -> None:

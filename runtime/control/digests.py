@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from hashlib import sha256
 
 from runtime.control.backup_process import BackupPort
@@ -23,6 +23,7 @@ class FinalDigests:
     def __init__(self, layers: int) -> None:
         self._layers = layers
         self._known: dict[int, str] = {}
+        self.holders: Mapping[str, frozenset[int]] = {}  # who was asked, and holds what
 
     @property
     def complete(self) -> bool:
@@ -33,6 +34,11 @@ class FinalDigests:
     def missing(self) -> set[int]:
         """The layers that nobody has reported."""
         return set(range(self._layers)) - set(self._known)
+
+    def out_of_reach(self, alive: Container[str]) -> bool:
+        """Whether a layer that nobody has reported has lost its last holder."""
+        held = (layers for node, layers in self.holders.items() if node in alive)
+        return bool(self.missing - frozenset().union(*held))
 
     def report(self, pairs: Iterable[list[object]]) -> None:
         """Take what a worker says: [layer, digest] pairs.

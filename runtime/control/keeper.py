@@ -73,14 +73,23 @@ class CheckpointKeeper:
         if (self._backup.status.latest or 0) // self._every > self._last // self._every:
             self._task = asyncio.create_task(self._write())
 
-    async def finish(self, step: int) -> None:
-        """Training is over at `step`: write the last state that can be had."""
+    @property
+    def wanted(self) -> bool:
+        """Whether checkpoints are kept at all."""
+        return self._target is not None
+
+    async def collect(self, step: int, timeout_s: float = LAST_COPY_TIMEOUT_S) -> None:
+        """Training is over at `step`: wait until its state has come from the nodes."""
+        if self._target is not None and self._parameters:
+            await asyncio.to_thread(self._backup.wait_for, step, timeout_s)
+
+    async def finish(self) -> None:
+        """Write the newest state that there is; nodes are not needed for it."""
         if self._target is None or not self._parameters:
             return
         if self._task is not None:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        await asyncio.to_thread(self._backup.wait_for, step, LAST_COPY_TIMEOUT_S)
         if (self._backup.status.latest or 0) > self._last:
             await self._write()
 

@@ -22,7 +22,7 @@ from runtime.control.job import JobResult, LaunchRequest
 from runtime.control.journal import JobState, Journal
 from runtime.control.keeper import LAST_COPY_TIMEOUT_S, CheckpointKeeper
 from runtime.control.past import NotResumableError, Past, job_token, read_past, resumable
-from runtime.control.phases import StopRequest
+from runtime.control.phases import DRAIN_S, StopRequest
 from runtime.control.planner import planner_config
 from runtime.control.providers import ProviderSetup, provider_setup
 from runtime.control.recorder import Bill, Recorder
@@ -269,7 +269,11 @@ class _Job:
         finally:
             self._recorder.ending()
             try:
-                await keeper.finish(coordinator.ledger.committed_steps if state is JobState.DONE else 0)
+                if digest is not None:
+                    timeout_s = LAST_COPY_TIMEOUT_S if state is JobState.DONE else DRAIN_S
+                    await keeper.collect(coordinator.ledger.committed_steps, timeout_s)
+                if state is JobState.DONE:
+                    await keeper.finish()  # what was paid for comes first
                 await fleet.stop()
                 for instance in fleet.instances():
                     self._recorder.instance(instance)
@@ -277,6 +281,7 @@ class _Job:
                 self._recorder.event("trouble", "something may still be running", str(error))
                 raise
             finally:
+                await keeper.finish()
                 self._recorder.ended(state)
                 backup.close()
         return self._result(coordinator, state, digest, why)

@@ -221,9 +221,10 @@ class Failed(Message):
 
 @dataclass(frozen=True)
 class Digest(Message):
-    """Report the SHA-256 of the weights of every layer held."""
+    """Report the SHA-256 of the weights of every layer held, and send a copy of these to the backup."""
 
     t = "digest"
+    push: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -13,6 +13,10 @@ from runtime.control.fleet_events import FleetEvent
 from runtime.control.journal import JobState
 from runtime.control.roster import Roster
 
+# A worker that does not answer an abort for this long is taken for dead.
+ABORT_TIMEOUT_S = 4.0
+# At the budget's end the last state may take this long, and two steps, to come to the anchor.
+DRAIN_S = 10.0
 _LONGEST_WAIT_S = 1.0
 
 
@@ -71,6 +75,12 @@ def give_up_on(error: CloudError, roster: Roster, fewest_nodes: int | None) -> N
     hopeless = isinstance(error, QuotaError | CredentialsError)
     if hopeless and not roster.booting and len(roster.ready) < (fewest_nodes or 1):
         raise error
+
+
+def once(action: Callable[[], None]) -> Callable[[], None]:
+    """The action, which later calls do not repeat."""
+    left = [action]
+    return lambda: left.pop()() if left else None
 
 
 async def next_batch(queue: asyncio.Queue[Any], timeout_s: float) -> Sequence[object]:

@@ -280,15 +280,17 @@ class Recorder:
         """Seconds since the job began, or that it took."""
         return time.time() - self._began_s if self._wall_s is None else self._wall_s
 
-    def budget_spent(self) -> str:
+    def budget_spent(self, drain_s: float = 0.0) -> str:
         """Why the budget does not allow to go on; empty while it does.
 
-        The end comes a few seconds' cost early, since giving the fleet back takes that long.
+        The end comes a few seconds' cost early, since keeping the state (`drain_s`) and giving the fleet back
+        take that long.
         """
         request, bill = self._request, self._bill
         spent_usd, _ = bill.spent_now()
-        reserve_usd = bill.per_hour() * bill.speed * _STOPPING_S / 3600
-        hours = (self.wall_s + _STOPPING_S) * bill.speed / 3600
+        reserve_s = _STOPPING_S + drain_s
+        reserve_usd = bill.per_hour() * bill.speed * reserve_s / 3600
+        hours = (self.wall_s + reserve_s) * bill.speed / 3600
         if request.budget_usd is not None and spent_usd + reserve_usd >= request.budget_usd:
             return f"the budget is used up: {spent_usd:.2f} of {request.budget_usd:.2f} USD are spent"
         if request.max_hours is not None and hours >= request.max_hours:

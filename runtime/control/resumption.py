@@ -58,6 +58,12 @@ class Resumption:
         """What is held by those that are still alive."""
         return {node: layers for node, layers in self._holds.items() if node in alive}
 
+    def copies(self, alive: Collection[str]) -> dict[str, list[int]]:
+        """Which holder sends which layers to the backup, which has forgotten everything: each layer once."""
+        by_layer = {layer: node for node, layers in self.holds(alive).items() for layer in layers}
+        nodes = set(by_layer.values())
+        return {node: [layer for layer, holder in by_layer.items() if holder == node] for node in nodes}
+
     def is_whole(self, alive: Collection[str]) -> bool:
         """Whether every layer has a holder."""
         return len(frozenset().union(*self.holds(alive).values())) == self.layers

@@ -134,6 +134,8 @@ class Worker:
                 self._release()
             case messages.Digest():
                 assert self._trainer is not None
+                if message.push and self._sender is not None:
+                    self._sender.push(self._step, {i: self._trainer.layers[i].buffer for i in message.push})
                 self._send(messages.Digests(self._step, self._trainer.digests()))
             case messages.Stop():
                 os._exit(0)

@@ -65,8 +65,8 @@ def arm(moment: str, step: int) -> Any:
         if self.ledger.committed_steps >= step and self._resumption is None:
             die()
 
-    def finished(self: Any, holds: Any) -> None:
-        finish(self, holds)
+    def finished(self: Any, *holds: Any) -> None:
+        finish(self, *holds)
         die()
 
     def lose_a_node(committed: int, provider: Any) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cloud.local.provider import LocalProvider
-from tests.end_to_end.harness import Finished, processes_of, train
+from runtime.control.launch import resume
+from runtime.control.recorder import Recorder
+from tests.end_to_end.harness import Finished, lines, processes_of, train
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -197,3 +200,22 @@ def test_a_checkpoint_is_continued_at_another_layout(undisturbed: Finished, tmp_
     assert first.losses + rest.losses == undisturbed.losses
     assert rest.result.weights_sha256 == undisturbed.result.weights_sha256
     assert [line["step"] for line in rest.metrics] == list(range(STEPS // 2, STEPS))
+
+
+def test_a_budget_that_ends_leaves_the_last_state_on_disk(tmp_path: Path) -> None:
+    """The step in flight becomes the last, its state is kept, and with more money the job goes on to its end.
+
+    The weights are then those of a job that had the money from the start.
+    """
+    kept = tmp_path / "kept"
+    options: dict[str, Any] = {"nodes": 2, "steps": 30}
+    rich = train(tmp_path, "rich", **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recorder, "budget_spent", lambda self, _: "no money" if len(self._losses) >= 13 else "")
+        poor = train(tmp_path, "poor", checkpoint=str(kept), checkpoint_every=1000, **options)
+    assert (poor.result.state, poor.result.why) == ("failed", "no money")
+    assert 13 <= poor.result.steps <= 15
+    assert (kept / f"step-{poor.result.steps}").is_dir()
+    assert resume(tmp_path, "poor", budget_usd=100.0).weights_sha256 == rich.result.weights_sha256
+    rows = lines(tmp_path / "jobs/poor/metrics.jsonl")
+    assert [row["loss"] for row in rows] == rich.losses

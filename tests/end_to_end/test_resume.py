@@ -83,6 +83,8 @@ def test_a_launcher_is_killed_five_times(quiet: Finished, tmp_path: Path) -> Non
     assert [event["text"] for event in resumed[:2]] == ["at step 11", "at step 21"]
     assert len(resumed) == 5
     assert not any(event["kind"] == "rollback" for event in run.events)
+    assert (tmp_path / "checkpoints/step-60").exists()
+    assert run.events[-1]["time_s"] - resumed[-1]["time_s"] < 30  # nobody waits for a dead launcher's copy
     assert run.result.usd > 0
     with pytest.raises(NotResumableError, match="is done"):
         resume(tmp_path, "cut")
