@@ -229,7 +229,9 @@ class _Job:
             gpus=setup.gpus,
         )
         # The controller's clock is the wall's, so intervals shrink with the trace's speed.
-        config = planner_config(request, self._spec, self._wanted, setup.time_scale)
+        config = planner_config(request, self._spec, self._wanted, setup.time_scale, setup.prior)
+        for pool in setup.market:
+            self._recorder.event("market", pool)
         training = self._training()
         resumption = None
         if self._past is not None:

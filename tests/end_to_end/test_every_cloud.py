@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import pytest
 
 from parcae_cli.catalogue import load_fleet
+from parcae_cli.clouds import RENTED
 from runtime.control.journal import Journal
 from runtime.control.launch import resume
 from tests.cloud.aws.conftest import ec2, endpoint  # noqa: F401
@@ -191,6 +192,7 @@ def test_a_job_lives_through_a_notice_and_a_loss(
     assert len(workers) == 1, "the machine that stayed has had one worker only"
     assert any(event["kind"] == "notice" for event in run.events)
     assert any(event["kind"] == "lost" for event in run.events)
+    assert any(event["kind"] == "market" for event in run.events) == (name in RENTED)
     assert where.left() == []
     journal = Journal(tmp_path)
     assert journal.open_intents("story") == []

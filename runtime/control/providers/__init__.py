@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cloud.provider import SpotProvider
 from runtime.control.deploy import AgentStart
 from runtime.control.node_link import LinkTimes
+from runtime.planning.prior import PriorRates
 
 if TYPE_CHECKING:
     from runtime.control.job import LaunchRequest
@@ -36,9 +37,10 @@ class ProviderSetup:
     `start_clock` lets them pass: it is called at the first committed step, or at the very start where
     `clock_waits` is false. `poll_s` is how often the API is asked about the instances. `anchor_reachable`
     says whether nodes can open connections to this machine; where they cannot, they reach its backup through
-    their SSH connection. `agent_start` None: nodes have these packages and this Python already. `spec` is the
-    model on the device that will be rented, and `wanted` how many nodes the user's limits allow; None: as
-    they were asked for. `gpus` is how many GPUs, and so workers, every node has.
+    their SSH connection. `agent_start` None: nodes have these packages and this Python already. `prior` are
+    the rates at which the cloud says that instances go and come, and `market` what it said of each pool, in
+    words. `spec` is the model on the device that will be rented, and `wanted` how many nodes the user's
+    limits allow; None: as they were asked for. `gpus` is how many GPUs, and so workers, every node has.
     """
 
     provider: SpotProvider
@@ -49,6 +51,8 @@ class ProviderSetup:
     poll_s: float = 1.0
     anchor_reachable: bool = True
     agent_start: AgentStart | None = None
+    prior: PriorRates | None = None
+    market: tuple[str, ...] = ()
     spec: ModelSpec | None = None
     wanted: int | None = None
     gpus: int = 1

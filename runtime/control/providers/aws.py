@@ -61,7 +61,12 @@ def setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) -> Provider
     start = BootedNode(
         provider, settings.python, bootstrap.READY, bootstrap.FAILED, bootstrap.LOG, environment
     )
-    return rented_setup(provider, settings.times, choice, start)
+    market = (
+        f"{one.key}: {one.pool.spot_usd_per_hour:.4g} USD an hour, "
+        f"placement score {offer.scores.get(one.pool.zone, 'not told')}"
+        for one in offer.pools
+    )
+    return rented_setup(provider, settings.times, choice, start, market)
 
 
 def plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,10 @@ from runtime.control.providers.rented import (
 )
 from runtime.planning.errors import InputError
 from runtime.planning.model import DeviceSpec, ModelSpec
+from runtime.planning.prior import PriorRates
+
+# The service's rates are of the whole zone and a week; a job's own watching outweighs them after a morning.
+ADVICE_WEIGHT_H = 4.0
 
 
 def setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) -> ProviderSetup:
@@ -44,7 +49,7 @@ def setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) -> Provider
     """
     settings = read_settings(GcpSettings, request)
     api = Api(settings.project)
-    choice, _ = _choose(api, settings, request, spec)
+    choice, found = _choose(api, settings, request, spec)
     record = LaunchRecord.at(
         journal.job_folder(request.name) / "gcp", request.name, api.project, settings.region
     )
@@ -57,7 +62,7 @@ def setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) -> Provider
     start = BootedNode(
         provider, settings.python, f"{STATE}/ready", f"{STATE}/failed", f"{STATE}/log", environment
     )
-    return rented_setup(provider, settings.times, choice, start)
+    return rented_setup(provider, settings.times, choice, start, map(_in_words, found), prior_of(found))
 
 
 def plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any]:
@@ -95,7 +100,7 @@ def plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any]:
             for one in found
         ],
         "preemptions_seen": len(preemptions(api, sorted({one.pool.zone for one in found}))),
-        **expectation(request, choice),
+        **expectation(request, choice, prior_of(found)),
         "requests": [{"call": "regionInstances.bulkInsert", "arguments": sent}],
     }
 
@@ -142,6 +147,28 @@ def foreign_instances(folders: Sequence[Path]) -> list[dict[str, str]]:
             if row.labels[LAUNCH_LABEL] not in known
         ]
     return found
+
+
+def prior_of(found: Sequence[Prospect]) -> PriorRates | None:
+    """What the advice service's preemption rates say of a job's losses; None where it says nothing.
+
+    A share p of instances lost in a day is -ln(1 - p) losses for each instance and day. What is lost is
+    rented again, so as many come.
+    """
+    shares = [one.preempted_per_day for one in found if one.preempted_per_day is not None]
+    if not shares:
+        return None
+    losses_per_hour = sum(-math.log(1 - min(share, 0.999)) for share in shares) / len(shares) / 24
+    return PriorRates(losses_per_hour, losses_per_hour, ADVICE_WEIGHT_H)
+
+
+def _in_words(one: Prospect) -> str:
+    told = [f"{one.pool.spot_usd_per_hour:.4g} USD an hour"]
+    if one.preempted_per_day is not None:
+        told.append(f"{one.preempted_per_day:.1%} preempted a day")
+    if one.obtainability is not None:
+        told.append(f"obtainability {one.obtainability:.2g}")
+    return f"{one.pool.instance_type} in {one.pool.zone}: {', '.join(told)}"
 
 
 def _choose(

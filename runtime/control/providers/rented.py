@@ -21,6 +21,7 @@ from runtime.control.providers import ProviderSetup
 from runtime.planning.errors import InputError
 from runtime.planning.model import ModelSpec
 from runtime.planning.placement import instances_needed
+from runtime.planning.prior import PriorRates
 from runtime.planning.profile import Profile, estimated_profile
 
 SWEEP_WITHIN_S = 600.0
@@ -126,7 +127,12 @@ def _refusal(one: Candidate, profile: Profile, wanted: int, request: LaunchReque
 
 
 def rented_setup(
-    provider: RentedProvider, times: RentedTimes, choice: Choice, agent_start: BootedNode
+    provider: RentedProvider,
+    times: RentedTimes,
+    choice: Choice,
+    agent_start: BootedNode,
+    market: Iterable[str] = (),
+    prior: PriorRates | None = None,
 ) -> ProviderSetup:
     """How a job treats machines that it rents. Nodes cannot reach this machine but through SSH."""
     return ProviderSetup(
@@ -143,13 +149,17 @@ def rented_setup(
         poll_s=times.describe_s,
         anchor_reachable=False,
         agent_start=agent_start,
+        prior=prior,
+        market=tuple(market),
         spec=choice.spec,
         wanted=choice.wanted,
         gpus=choice.candidate.gpus,
     )
 
 
-def expectation(request: LaunchRequest, choice: Choice) -> dict[str, Any]:
+def expectation(
+    request: LaunchRequest, choice: Choice, prior: PriorRates | None = None
+) -> dict[str, Any]:
     """The part of a plan that no cloud decides: nodes, layout, and what to expect of them.
 
     Raises:
@@ -157,7 +167,7 @@ def expectation(request: LaunchRequest, choice: Choice) -> dict[str, Any]:
     """
     wanted, profile = choice.wanted, choice.profile
     request = replace(request, gpus_per_node=choice.candidate.gpus)
-    layout, liveput = first_plan(planner_config(request, choice.spec, wanted, 1.0))
+    layout, liveput = first_plan(planner_config(request, choice.spec, wanted, 1.0, prior))
     if layout is None:
         raise InputError(f"{request.model}: no layout for {wanted} nodes; {choice.smallest} are the fewest")
     step_s = profile.iteration_s[layout]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from cloud.types import InstanceState, Pool
 from parcae_cli.catalogue import load_fleet, load_measured_costs, load_model
 from parcae_cli.render.job import print_plan
 from runtime.control.job import LaunchRequest
-from runtime.control.providers.gcp import foreign_instances, plan, sweep
+from runtime.control.providers.gcp import foreign_instances, plan, prior_of, sweep
 from tests.cloud.gcp.fake_compute import MACHINE_TYPE, PROJECT, REGION, ZONES, FakeCompute, Fault
 
 TOKEN = "0123456789abcdef0123456789abcdef"
@@ -50,10 +51,14 @@ def test_pools_come_with_their_prices_the_best_first(compute: FakeCompute) -> No
     assert [one.pool.zone for one in found] == list(ZONES)
     assert [one.pool.spot_usd_per_hour for one in found] == pytest.approx([0.30, 0.31])
     assert {(one.preempted_per_day, one.obtainability) for one in found} == {(0.05, 0.7)}
+    prior = prior_of(found)
+    assert prior is not None
+    assert prior.losses_per_instance_hour == pytest.approx(-math.log(0.95) / 24)
     compute.faults.append(Fault("advice.capacityHistory", "invalid", times=9))
     compute.faults.append(Fault("advice.capacity", "invalid"))
     found = prospects(Api(), settings(), 4)
     assert [one.pool.spot_usd_per_hour for one in found] == [0.85, 0.85]
+    assert prior_of(found) is None
     with pytest.raises(CloudError, match="none of n1-unknown is offered in us-central1"):
         prospects(Api(), settings(machine_types=["n1-unknown"]), 4)
 
