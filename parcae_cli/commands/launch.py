@@ -15,7 +15,7 @@ from parcae_cli.errors import FailedError, Interrupted, UsageError
 if TYPE_CHECKING:
     from runtime.control.job import JobResult, LaunchRequest
 
-POLICIES = ("parcae", "reactive")
+POLICIES = ("parcae", "reactive", "checkpoint")
 
 
 def launch(
@@ -54,7 +54,12 @@ def launch(
     ] = 120.0,
     steps: Annotated[int, typer.Option(metavar="N", min=1, help="Train this many steps.")] = 200,
     policy: Annotated[
-        str, typer.Option(metavar="NAME", help="How to use the fleet: parcae or reactive.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="How to use the fleet: parcae; reactive (migrates, never looks ahead); checkpoint (stops at "
+            "every change, restarts all workers from the last checkpoint).",
+        ),
     ] = "parcae",
     forecaster: Annotated[
         str | None,
@@ -79,8 +84,13 @@ def launch(
         ),
     ] = None,
     checkpoint_every: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Steps between durable checkpoints.")
-    ] = 100,
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Steps between durable checkpoints. Default: 100; with --policy checkpoint by Young's rule.",
+        ),
+    ] = None,
     checkpoint_keep: Annotated[
         int, typer.Option(metavar="N", min=1, help="How many of this job's checkpoints are kept.")
     ] = 3,
@@ -141,9 +151,10 @@ def launch(
             raise UsageError(f"{option} {value:g}: must be above 0")
     if policy not in POLICIES:
         raise UsageError(
-            f"--policy {policy}: a job can follow {' or '.join(POLICIES)}", "Others: parcae replay"
+            f"--policy {policy}: a job can follow {', '.join(POLICIES[:-1])} or {POLICIES[-1]}",
+            "Others: parcae replay",
         )
-    check_backup(backup, checkpoint)
+    check_backup(backup, checkpoint, policy)
     check_model(model)
     check_forecaster(forecaster)
 
@@ -176,7 +187,7 @@ def launch(
         max_hours=max_hours,
         max_usd_per_hour=max_price_per_hour,
         checkpoint=place_of("--checkpoint", checkpoint),
-        checkpoint_every=checkpoint_every,
+        checkpoint_every=checkpoint_every or (0 if policy == "checkpoint" else 100),
         checkpoint_keep=checkpoint_keep,
         start_from=place_of("--from", start_from, must_exist=True),
         corpus=corpus_files(data or [], template),
@@ -299,12 +310,16 @@ def check_fleet(cloud: str, own: str | None) -> dict[str, Any]:
     return load_fleet(cloud, own)
 
 
-def check_backup(how: str, checkpoint: str | None) -> None:
-    """Refuse ways of keeping a backup that there are not, and checkpoints without one."""
+def check_backup(how: str, checkpoint: str | None, policy: str) -> None:
+    """Refuse ways of keeping a backup that there are not, and checkpoints without the one that they need."""
     from runtime.control.backup_orders import MODES
 
     if how not in MODES:
         raise UsageError(f"--backup {how}: give {', '.join(MODES[:-1])} or {MODES[-1]}")
+    if how != "state" and policy == "checkpoint":
+        raise UsageError(
+            f"--backup {how}: --policy checkpoint sends states to be written", "Leave out --backup"
+        )
     if how == "none" and checkpoint is not None:
         raise UsageError("--backup none: checkpoints are written from the backup", "Leave out one of the two")
 

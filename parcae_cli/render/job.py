@@ -82,6 +82,7 @@ def print_result(result: JobResult, as_json: bool) -> None:
         ("loss", loss),
         ("samples", f"{result.samples_lost} lost, {result.samples_repeated} trained twice"),
         ("nodes", f"{lost} lost, {joined} joined"),
+        ("redone", f"{result.steps_redone} steps; {duration_text(result.time_lost_s)} lost to changes"),
         ("changes", f"{kinds or 'none'}; {bytes_text(moved)} moved"),
     ]
     if pauses:

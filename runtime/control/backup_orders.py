@@ -43,6 +43,11 @@ class BackupOrders:
             backup.expect(steps)
         return push, self._mode == "gradients" and not push
 
+    @property
+    def halts(self) -> bool:
+        """Whether training is to stand still after this commit."""
+        return False
+
     def reset(self) -> None:
         """A new generation: whoever was sending may be gone."""
         self._sent = None

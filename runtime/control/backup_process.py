@@ -132,6 +132,15 @@ class BackupProcess:
             return None if found is None else {int(layer): digest for layer, digest in found.items()}
         return None
 
+    def restore(self, target: str | None) -> int:
+        """Hold nothing but the checkpoint at `target`, as read from there; its step, 0 without one.
+
+        Raises:
+            OSError: it could not be read.
+        """
+        step: int = self._ask({"do": "restore", "target": target}, _ANSWER_S)
+        return step
+
     def write(
         self, target: str, seed: int, template: Mapping[str, Any], parameters: Sequence[Sequence[Any]]
     ) -> tuple[int, str] | None:
@@ -299,6 +308,10 @@ class NoBackup:
     ) -> tuple[int, str] | None:
         """There is nothing to write."""
         return None
+
+    def restore(self, target: str | None) -> int:
+        """Nothing is held."""
+        return 0
 
     def close(self) -> None:
         """Nothing runs."""

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from runtime.control.backup import Backup
+from runtime.control.backup_stores import PushedCopies
 from runtime.control.checkpoint import Parameter
 from runtime.control.checkpoint_target import target_of
 
@@ -49,6 +50,12 @@ class BackupService:
                 result = store.freeze()
             case "thaw":
                 store.thaw()
+            case "restore":
+                try:
+                    result = self._restore(request["target"])
+                except Exception as error:  # noqa: BLE001 - the launcher says it
+                    self._send({"id": request["id"], "error": f"{type(error).__name__}: {error}"})
+                    return
             case "digests":
                 result = self._backup.weights_digests(request["step"])
             case "write":
@@ -68,6 +75,18 @@ class BackupService:
         parameters = [Parameter(p[0], p[1], tuple(p[2])) for p in request["parameters"]]
         target = target_of(request["target"])
         return [step, target.write(step, request["seed"], request["template"], parameters, layers)]
+
+    def _restore(self, target: str | None) -> int:
+        """Hold what a checkpoint says and nothing else; its step, 0 without one."""
+        store = self._backup.store
+        if not isinstance(store, PushedCopies):
+            raise ValueError("only a backup of pushed states can go back to a checkpoint")
+        if target is None:
+            store.restore(0, {})
+            return 0
+        start = target_of(target).read()
+        store.restore(start.step, start.layers)
+        return start.step
 
     def _tell(self) -> None:
         store = self._backup.store

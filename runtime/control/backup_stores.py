@@ -120,6 +120,13 @@ class PushedCopies:
                 del self._copies[later]
             return step
 
+    def restore(self, step: int, layers: Mapping[int, bytes]) -> None:
+        """Hold this state and nothing else; no layers: nothing."""
+        with self.changed:
+            self._copies = {step: {n: bytearray(blob) for n, blob in layers.items()}} if layers else {}
+            self._forgotten_until = step - 1
+            self.changed.notify_all()
+
     def thaw(self) -> None:
         """Nothing was frozen: a late piece of an undone step is of the same bits as the next one."""
 

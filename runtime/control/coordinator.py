@@ -16,7 +16,7 @@ from runtime.control import fleet_events, generations, messages, phases
 from runtime.control.backup_orders import BackupOrders
 from runtime.control.backup_process import BackupPort
 from runtime.control.digests import FinalDigests
-from runtime.control.generations import Pending, Recovery, members_hold
+from runtime.control.generations import ABORT_TIMEOUT_S, Pending, Recovery, members_hold
 from runtime.control.journal import JobState
 from runtime.control.keeper import CheckpointKeeper
 from runtime.control.phases import FleetPort, Phase, StartGate, StopRequest, give_up_on, next_batch
@@ -210,7 +210,8 @@ class Coordinator:
         push, stream = self._orders.at(step + 1, last, self._fresh, self._backup)
         self.ledger = self.ledger.commit(step)
         self._recorder.step(step, ballot, self.ledger.samples, running, scale)
-        commit = messages.Commit(running.generation, step, scale, not last and not switch, push, stream)
+        proceed = not (last or switch or self._orders.halts)
+        commit = messages.Commit(running.generation, step, scale, proceed, push, stream)
         for node in running.assignment:
             self._send(node, commit)
         self._ballot = Ballot(running.generation, self._step, running.layout.positions)
@@ -230,7 +231,7 @@ class Coordinator:
         """Tell the controller what happened, and do what it wants."""
         if not self._planning or self._phase not in (Phase.RUNNING, Phase.WAITING):
             return
-        if self._gate.closed(self._roster.booting, self._now_s()):
+        if self._gate.closed(self._roster.awaited, self._now_s()):
             return
         if self._phase is Phase.RUNNING and self._fresh:
             return  # state is on the move: what to do next is decided when it has arrived, within a step
@@ -241,11 +242,14 @@ class Coordinator:
         self._state = decision.state
         self._recorder.decision(decision)
         for command in decision.commands:
-            if isinstance(command, plan_types.Reconfigure):
-                self._begin(command.plan)
-            elif self._phase is Phase.WAITING:
-                self._recorder.waiting(command.why)
-                self._ready()
+            self._carry_out(command)
+
+    def _carry_out(self, command: plan_types.Command) -> None:
+        if isinstance(command, plan_types.Reconfigure):
+            self._begin(command.plan)
+        elif self._phase is Phase.WAITING:
+            self._recorder.waiting(command.why)
+            self._ready()
 
     def _resume(self, resumption: Resumption) -> bool:
         """Go on from what the survivors hold; False: wait for more of them, or all is done."""
@@ -350,10 +354,13 @@ class Coordinator:
 
     def _roll_back(self) -> None:
         """Every holder of some stage has died: go back to the newest whole copy (or to the seed)."""
-        step = self._backup.freeze() or 0
+        step, why = self._newest_state()
         undone = self._step - step
         self.ledger = self.ledger.rollback(step)
-        self._recorder.roll_back(step, undone)
+        self._recorder.roll_back(step, undone, why)
+
+    def _newest_state(self) -> tuple[int, str]:
+        return self._backup.freeze() or 0, "every holder of a stage died"
 
     def _check_deadline(self) -> None:
         now_s, pending = self._now_s(), self._pending
@@ -383,11 +390,10 @@ class Coordinator:
             self._send(node, messages.Digest(copies.get(node, [])))
 
     def _digested(self, message: messages.Digests) -> None:
-        if self._phase is not Phase.FINISHING or message.step != self._training.steps:
-            return
-        self._digests.report(message.layers)
-        if self._digests.complete:
-            self._phase = Phase.ENDED
+        if self._phase is Phase.FINISHING and message.step == self._training.steps:
+            self._digests.report(message.layers)
+            if self._digests.complete:
+                self._phase = Phase.ENDED
 
     def _finish_or_recover(self) -> None:
         """A node died after the last commit. What it alone knew comes from the backup, or is done again."""

@@ -23,9 +23,10 @@ class LaunchRequest:
     `fleet` the settings of the cloud (see templates/fleets). `max_hours` (of the cloud's time) and
     `max_usd_per_hour` end the job as the budget does.
     `backup` says how the anchor's copy is kept (see `backup_orders.MODES`).
-    `checkpoint` is the folder or URL for durable checkpoints, one for every `checkpoint_every` steps, of
-    which the last `checkpoint_keep` are kept, and `start_from` one to continue. `faults` are scripted deaths,
-    for tests; without `copy_ahead` all state is sent at the switch, for benchmarks.
+    `checkpoint` is the folder or URL for durable checkpoints, one for every `checkpoint_every` steps (0, for
+    the policy `checkpoint` alone: by Young's rule), of which the last `checkpoint_keep` are kept, and
+    `start_from` one to continue. `faults` are scripted deaths, for tests; without `copy_ahead` all state is
+    sent at the switch, for benchmarks.
     """
 
     name: str
@@ -160,7 +161,8 @@ class JobResult:
     """How a job ended. `state` is `done`, `failed` or `interrupted`; `why` explains the last two.
 
     `weights_sha256` and `final_loss` are None where no step was committed, `eval_loss` (the newest held-out
-    loss) where none was evaluated.
+    loss) where none was evaluated. `steps_redone` were committed, undone by a rollback and trained again;
+    `time_lost_s` is the sum of all pauses and of the time that those steps took.
     """
 
     job: str
@@ -177,6 +179,8 @@ class JobResult:
     usd_on_demand: float = 0.0
     why: str = ""
     eval_loss: float | None = None
+    steps_redone: int = 0
+    time_lost_s: float = 0.0
     backup: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:

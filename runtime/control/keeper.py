@@ -31,6 +31,9 @@ class Writer(Protocol):
     ) -> tuple[int, str] | None:
         """Write the newest state; its step and where it is."""
 
+    def restore(self, target: str | None) -> int:
+        """Hold nothing but the checkpoint at `target`; its step, 0 without one."""
+
 
 class CheckpointKeeper:
     """Has a checkpoint written once `every` more steps have reached the backup, one at a time.
@@ -56,21 +59,38 @@ class CheckpointKeeper:
         self._parameters: Sequence[Sequence[Any]] = ()
         self._written: list[int] = []
         self._last = 0
+        self._failed = 0
+        self._start: str | None = None
         self._task: asyncio.Task[None] | None = None
 
     def learn(self, parameters: Sequence[Sequence[Any]]) -> None:
         """The names and shapes of the model's tensors: [layer, name, shape] in the order of their place."""
         self._parameters = self._parameters or parameters
 
-    def start_from(self, step: int) -> None:
+    def start_from(self, step: int, place: str | None = None) -> None:
         """The job continues a checkpoint of this step, which need not be written again."""
-        self._last = step
+        self._last, self._start = step, place
+
+    @property
+    def durable(self) -> int:
+        """The step of the last checkpoint that is whole, or that the job began with; 0 if there is none."""
+        return self._last
+
+    def reload(self) -> int:
+        """Have the backup hold the last checkpoint, read from where it was written; its step, 0 without one.
+
+        Raises:
+            OSError: it cannot be read any more.
+        """
+        if self._last in self._written:
+            return self._backup.restore(f"{self._target}/step-{self._last}")
+        return self._backup.restore(self._start if self._last else None)
 
     def tick(self) -> None:
         """Look whether a checkpoint is due; returns at once."""
         if self._target is None or (self._task is not None and not self._task.done()):
             return
-        if (self._backup.status.latest or 0) // self._every > self._last // self._every:
+        if (self._backup.status.latest or 0) // self._every > max(self._last, self._failed) // self._every:
             self._task = asyncio.create_task(self._write())
 
     @property
@@ -102,7 +122,7 @@ class CheckpointKeeper:
             )
         except OSError as error:
             self._say("trouble", f"the checkpoint of step {step} could not be written: {error}")
-            self._last = max(self._last, step)  # not again before the next one is due
+            self._failed = step  # not again before the next one is due
             return
         if found is None:
             return  # a new backup has no state yet

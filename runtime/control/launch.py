@@ -26,6 +26,7 @@ from runtime.control.phases import DRAIN_S, StopRequest
 from runtime.control.planner import planner_config
 from runtime.control.providers import ProviderSetup, provider_setup
 from runtime.control.recorder import Bill, Recorder
+from runtime.control.restarts import RestartingCoordinator
 from runtime.control.resumption import Resumption
 from runtime.control.training import Training, TrainingError
 from runtime.planning.controller import ControllerConfig
@@ -51,6 +52,8 @@ def run(request: LaunchRequest, watch: Watch | None = None) -> JobResult:
     """
     spec = parse_model(request.template, request.model)
     start = read_start(request, spec)
+    if request.policy == "checkpoint" and request.checkpoint is None:
+        request = replace(request, checkpoint=str(request.home / "jobs" / request.name / "checkpoints"))
     if request.checkpoint is not None:
         target_of(request.checkpoint).check()
     journal = Journal(request.home)
@@ -197,6 +200,7 @@ class _Job:
         provider: SpotProvider = setup.provider
         on_step = (lambda step: watch(step, provider)) if watch else None
         self._first_step = start.step if start else 0
+        self._restarts = request.policy == "checkpoint"
         self._recorder = Recorder(request, journal, self._bill, self._first_step, on_step, past)
 
     async def run(self) -> JobResult:
@@ -204,14 +208,15 @@ class _Job:
         backup = self._backup()
         keeper = CheckpointKeeper(
             request.checkpoint,
-            request.checkpoint_every,
+            1 if self._restarts else request.checkpoint_every,  # then what is pushed is meant for the disk
             request.checkpoint_keep,
             request.seed,
             request.template,
             backup,
             self._recorder.event,
         )
-        keeper.start_from(self._first_step)
+        resumed = self._past is not None and request.checkpoint
+        keeper.start_from(self._first_step, resumed or request.start_from)
         self._recorder.backup.status = lambda: backup.status
         if self._first_step:
             await asyncio.to_thread(backup.wait_for, self._first_step, LAST_COPY_TIMEOUT_S)
@@ -236,7 +241,7 @@ class _Job:
         resumption = None
         if self._past is not None:
             resumption = Resumption.of(self._past, training.first_step, len(self._spec.layers))
-        coordinator = Coordinator(
+        coordinator = (RestartingCoordinator if self._restarts else Coordinator)(
             training, config, fleet, backup, self._recorder, keeper, setup.start_clock, resumption
         )
         loop = asyncio.get_running_loop()
@@ -321,6 +326,7 @@ class _Job:
             backup_every=request.backup_every,
             copy_ahead=request.copy_ahead,
             backup=request.backup,
+            checkpoint_every=request.checkpoint_every,
             first_step=self._first_step,
             faults=[dict(fault) for fault in request.faults],
         )
@@ -343,6 +349,8 @@ class _Job:
             usd_on_demand=usd_on_demand,
             why=why,
             eval_loss=recorder.eval_loss,
+            steps_redone=ledger.steps_done_again,
+            time_lost_s=recorder.time_lost_s,
             backup=recorder.backup.as_json(),
         )
 

@@ -84,6 +84,7 @@ class Recorder:
         self._folder = journal.job_folder(request.name)
         self._metrics = (self._folder / "metrics.jsonl").open("w" if past is None else "a", encoding="utf-8")
         self._offsets: list[int] = []  # where each step's line begins, so that a rollback can cut them off
+        self._highest, self._committed_s, self._redone_s = 0, self._began_s, 0.0
         self._wall_s: float | None = None
         self._state = JobState.STARTING
         self._plan: MigrationPlan | None = None
@@ -154,6 +155,9 @@ class Recorder:
         loss, eval_loss = ballot.loss, ballot.held_out_loss
         now_s = time.time()
         self.backup.step(now_s, ballot.backup_s)
+        if step < self._highest:
+            self._redone_s += now_s - self._committed_s
+        self._highest, self._committed_s = max(self._highest, step + 1), now_s
         self._offsets.append(self._metrics.tell())
         line = {
             "step": step,
@@ -177,7 +181,7 @@ class Recorder:
             self._recent.popleft()
         self._on_step(step + 1)
 
-    def roll_back(self, step: int, undone: int) -> None:
+    def roll_back(self, step: int, undone: int, why: str) -> None:
         """The job went back to `step`: the lines of the steps after it are cut off, they will come again."""
         kept = step - self._first_step
         if kept < len(self._offsets):
@@ -188,9 +192,7 @@ class Recorder:
             self._evaluations = [(at, loss) for at, loss in self._evaluations if at < step]
         self._recent.clear()
         self.backup.pause()
-        self.event(
-            "rollback", f"back to step {step}, {undone} steps are done again", "every holder of a stage died"
-        )
+        self.event("rollback", f"back to step {step}, {undone} steps are done again", why)
 
     def decision(self, decision: controller.Decision) -> None:
         """What the controller decided; the reason is an event when it changes."""
@@ -207,6 +209,11 @@ class Recorder:
             self.set_state(JobState.WAITING)
         self._why = why
         self._plan = None
+
+    @property
+    def time_lost_s(self) -> float:
+        """Seconds that changes have cost: every pause, and the steps that were done again."""
+        return sum(record.pause_s for record in self.migrations) + max(0.0, self._redone_s)
 
     def begin_generation(self, number: int) -> None:
         """Workers are about to hear of it: whoever goes on with the job must count on from there."""
@@ -244,6 +251,8 @@ class Recorder:
             self.event("started", f"training {'goes on' if step else 'started'} as {plan.layout}")
             return
         self.migrations.append(record)
+        if step + 1 < self._highest:
+            self._redone_s -= pause_s  # which counts by itself
         with (self._folder / "migrations.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record.as_json()) + "\n")
         how = "prepared" if record.noticed else "after a loss"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cloud.types import Instance, InstanceState
@@ -31,6 +32,8 @@ class Roster:
         self._booting: set[str] = set()
         self._seen: set[str] = set()
         self._acted_on: set[str] = set()  # noticed nodes that planning knows of
+        self._restarting: set[str] = set()  # ended on purpose, and not back yet
+        self._restarted = False
         self._lost: list[str] = []
         self._joined: list[str] = []
 
@@ -47,10 +50,27 @@ class Roster:
         """Whether an instance has been rented whose worker is not ready yet."""
         return bool(self._booting)
 
+    @property
+    def awaited(self) -> bool:
+        """Whether a layout is better held back: at first for whoever boots, later for who is restarted."""
+        return bool(self._restarting - self.notices.keys()) if self._restarted else self.booting
+
+    def restart(self, nodes: Iterable[str]) -> None:
+        """These workers are about to be ended and started again, which is neither a loss nor a join."""
+        self._restarted = True
+        self._restarting.update(nodes)
+
+    def restarting(self, node: str) -> bool:
+        """Whether the worker was ended on purpose and is not back yet."""
+        return node in self._restarting
+
     def instance(self, instance: Instance) -> None:
         """An instance changed its state."""
         if instance.state is InstanceState.TERMINATED:
             self._booting.discard(instance.name)
+            gone = self._restarting.intersection(worker_names(instance.name, self._gpus))
+            self._restarting -= gone
+            self._lost += sorted(gone)
         elif not self.workers.keys() >= set(worker_names(instance.name, self._gpus)):
             self._booting.add(instance.name)
 
@@ -75,14 +95,18 @@ class Roster:
         self.workers[node].ready = True
         if self.whole(node):
             self._booting.discard(instance_of(node, self._gpus))
-        self._joined.append(node)
+        if node in self._restarting:
+            self._restarting.discard(node)
+        else:
+            self._joined.append(node)
 
     def lose(self, node: str) -> bool:
         """A worker is gone; whether it was ready."""
         worker = self.workers.pop(node, None)
         if worker is None or not worker.ready:
             return False
-        self._lost.append(node)
+        if node not in self._restarting:
+            self._lost.append(node)
         return True
 
     def due(self, now_s: float, lead_s: float) -> list[str]:

@@ -28,7 +28,8 @@ class Training:
     """What to train, and how the job is run. `interval_s` is in wall seconds.
 
     `first_step` is above 0 where a checkpoint is continued. Without `copy_ahead` all state is sent at the
-    switch: that is for measuring. `backup` is one of `backup_orders.MODES`.
+    switch: that is for measuring. `backup` is one of `backup_orders.MODES`. With the policy `checkpoint`
+    state is saved every `checkpoint_every` steps, or by Young's rule if that is 0.
     """
 
     model: ModelSpec
@@ -40,6 +41,7 @@ class Training:
     interval_s: float
     backup_every: int
     backup: str = "state"
+    checkpoint_every: int = 0
     exact: bool = True
     copy_ahead: bool = True
     first_step: int = 0

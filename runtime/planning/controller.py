@@ -25,11 +25,12 @@ from runtime.planning.types import (
     MigrationKind,
     MigrationPlan,
     Reconfigure,
+    Restart,
     Wait,
 )
 
 MOST_LAYOUTS = 160  # that a plan for a whole trace weighs against each other
-POLICIES = ("parcae", "parcae-oracle", "reactive", "offline-optimum")
+POLICIES = ("parcae", "parcae-oracle", "reactive", "offline-optimum", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class ControllerConfig:
 
     Policies: `parcae` plans over the look-ahead with its forecaster; `parcae-oracle` is the same, named apart
     because its forecaster knows the trace; `offline-optimum` has `foresight` of all of it; `reactive` takes
-    the fastest layout at every change and never looks ahead. `max_nodes` counts instances, of `gpus` GPUs
+    the fastest layout at every change and never looks ahead; `checkpoint` takes the same layouts, but stops
+    for every change and starts anew from the last checkpoint. `max_nodes` counts instances, of `gpus` GPUs
     each; with several, the nodes of events, assignments and fetches are workers (`placement.worker_names`).
     """
 
@@ -70,7 +72,7 @@ class ControllerConfig:
             self.lookahead,
             self.max_nodes,
             self.foresight,
-            looks_ahead=self.policy != "reactive",
+            looks_ahead=self.policy not in ("reactive", "checkpoint"),
             gpus=self.gpus,
         )
 
@@ -134,6 +136,10 @@ def step(config: ControllerConfig, state: ControllerState, events: Sequence[Even
         return _hold_still(config, state, verdict.forecast)
     if verdict.stay:
         return Decision(state, (), verdict.why, state.history, verdict.forecast, verdict.liveput)
+    if config.policy == "checkpoint" and state.runs:
+        # the plan is made when every process has been started again, and none holds anything
+        restart = Restart(f"{', '.join(news.causes) or 'a change'}: {verdict.why}")
+        return Decision(state, (restart,), restart.why, state.history, verdict.forecast, verdict.liveput)
     return _command(
         config, state, news, verdict.layout, verdict.why, verdict.forecast, verdict.liveput, now_s
     )

@@ -175,4 +175,11 @@ class Wait:
     why: str
 
 
-Command = Reconfigure | Wait
+@dataclass(frozen=True)
+class Restart:
+    """Save the state, end every worker and start a new one on each node; say when they are there."""
+
+    why: str
+
+
+Command = Reconfigure | Wait | Restart

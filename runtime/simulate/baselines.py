@@ -6,10 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from math import sqrt
 
 from runtime.planning.costs import Change, CostModel
 from runtime.planning.profile import Profile
+from runtime.planning.saving import young_interval_s
 from runtime.planning.trace import ADD, KILL, Trace
 from runtime.planning.types import Layout, MigrationKind
 from runtime.simulate.account import CHECKPOINTING, EFFECTIVE, LOST, MIGRATING, REDUNDANT
@@ -147,7 +147,7 @@ def checkpoint(
             members = frozenset(list(present)[: best.positions])
             run.migrations[MigrationKind.ROLLBACK] += 1
         write_s = costs.checkpoint_write_s(profile, layout)
-        every_s = max(profile.iteration_s[layout], sqrt(2 * write_s * between_losses_s))
+        every_s = max(profile.iteration_s[layout], young_interval_s(write_s, between_losses_s))
         now_s = stretch.start_s
         uses = layout.positions
         wait_s = min(debt_s, stretch.end_s - now_s)

@@ -56,6 +56,10 @@ def is_one_line(done: Done, *words: str) -> bool:
         (["launch", "gpt-tiny", "--eval-every", "-1"], ["--eval-every"]),
         (["models", "gpt9"], ["gpt9", "gpt-tiny"]),
         (["launch", "gpt-tiny", "--policy", "ideal"], ["--policy", "reactive", "parcae replay"]),
+        (
+            ["launch", "gpt-tiny", "--policy", "checkpoint", "--backup", "none"],
+            ["--backup none", "--policy checkpoint", "Leave out --backup"],
+        ),
         (["launch", "gpt-tiny", "--cloud", "azure"], ["azure", "local"]),
         (["launch", "gpt-tiny", "--cloud", "aws"], ["--cloud aws spends money", "--dry-run"]),
         (["launch", "gpt-tiny", "--fleet", "x.toml"], ["--fleet", "local has no such settings"]),

@@ -18,6 +18,7 @@ from runtime.planning.types import (
     MigrationPlan,
     NodeJoined,
     Reconfigure,
+    Restart,
     Wait,
 )
 
@@ -59,7 +60,7 @@ class Job:
                 if self.prompt:
                     self.live()
             else:
-                assert isinstance(command, Wait)
+                assert isinstance(command, Wait | Restart)
         del holds_before
         return decision
 

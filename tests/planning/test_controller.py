@@ -19,6 +19,7 @@ from runtime.planning.types import (
     NodeNoticed,
     NoticeWithdrawn,
     Reconfigure,
+    Restart,
     StateReported,
     TrainingStopped,
     Wait,
@@ -164,6 +165,21 @@ def test_the_same_events_give_the_same_plans() -> None:
         return [(plan.layout, dict(plan.assignment), plan.fetches) for plan in job.plans]
 
     assert run([0, 1, 2, 3, 4, 5, 6, 7]) == run([7, 3, 1, 0, 2, 6, 5, 4])
+
+
+def test_a_checkpointing_job_restarts_and_never_migrates() -> None:
+    """A join and a notice each ask for a restart; the plan after it takes all state from the checkpoint."""
+    job = Job(config(policy="checkpoint")).with_nodes(4)
+    assert job.plans[0].kind is MigrationKind.START
+    for event in (NodeJoined("n4"), NodeJoined("n5")):
+        decision = job.tell(event)
+    (restart,) = decision.commands
+    assert isinstance(restart, Restart) and "n5 joined" in restart.why
+    job.tell(NodeLost("n0"), TrainingStopped(), StateReported({}))
+    plan = job.plans[-1]
+    assert plan.kind is MigrationKind.ROLLBACK and not plan.noticed
+    assert {fetch.source for fetch in plan.fetches} == {None}
+    assert isinstance(job.tell(NodeNoticed(next(iter(plan.assignment)), 99.0)).commands[0], Restart)
 
 
 def test_unknown_policies_are_refused() -> None:

@@ -1,0 +1,71 @@
+"""Every policy ends with the weights of an undisturbed run; what it lost on the way is in its result."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from cloud.local.provider import LocalProvider
+from tests.end_to_end.harness import Finished, processes_of, train
+
+pytestmark = pytest.mark.timeout(120)
+
+STEPS = 50
+# six nodes; one is killed without a warning, one comes, one is taken after a notice, one more is killed
+TRACE = "".join(f"0,add,n{k}\n" for k in range(6)) + "60,kill,n1\n110,add,n6\n200,remove,n2\n260,kill,n3\n"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Four nodes, no trace, nothing happens."""
+    return train(tmp_path_factory.mktemp("undisturbed"), "base", nodes=4, steps=STEPS)
+
+
+@pytest.mark.parametrize("policy", ["reactive", "checkpoint"])
+def test_a_policy_trains_every_step_once_in_the_weights(
+    undisturbed: Finished, tmp_path: Path, policy: str
+) -> None:
+    """Kills, a join and a notice: equal losses and weights, an exact ledger, redone steps counted."""
+    run = train(
+        tmp_path, policy, trace=TRACE, nodes=6, steps=STEPS, speed=60, policy=policy, checkpoint_every=0
+    )
+    result = run.result
+    assert result.state == "done"
+    assert run.losses == undisturbed.losses
+    assert result.weights_sha256 == undisturbed.result.weights_sha256
+    assert (result.samples_lost, result.samples_repeated) == (0, 0)
+    assert [line["step"] for line in run.metrics] == list(range(STEPS))
+    assert processes_of(tmp_path) == []
+    lost = [node for record in result.migrations for node in record.nodes_lost]
+    assert "n1" in lost and len(lost) == len(set(lost))
+    assert result.time_lost_s > 0
+    said = [event["text"] for event in run.events if event["kind"] == "rollback"]
+    redone = sum(int(text.split(", ")[1].split()[0]) for text in said)
+    assert result.steps_redone == redone
+    assert run.kinds == ({"rollback"} if policy == "checkpoint" else run.kinds - {"rollback"})
+
+
+def test_without_a_checkpoint_on_the_disk_the_first_step_comes_again(
+    undisturbed: Finished, tmp_path: Path
+) -> None:
+    """Back to the seed after a death before the first checkpoint, and to the disk after a later one."""
+    faults = ({"node": "node1", "step": 4, "point": "reduce"},)
+    killed: list[int] = []
+
+    def kill(step: int, provider: LocalProvider) -> None:
+        if step == 14 and not killed:
+            workers = [r.pid for r in provider.node("node2").register.records() if r.role == "worker"]
+            killed.append(workers[-1])
+            os.kill(killed[0], signal.SIGKILL)
+
+    options = {"policy": "checkpoint", "checkpoint_every": 8}
+    run = train(tmp_path, "early", kill, nodes=4, steps=STEPS, faults=faults, **options)
+    assert run.losses == undisturbed.losses
+    assert run.result.weights_sha256 == undisturbed.result.weights_sha256
+    back = [event["text"].split(",")[0] for event in run.events if event["kind"] == "rollback"]
+    assert back[0] == "back to step 0"
+    assert len(back) == 2 and back[1] in ("back to step 8", "back to step 9")
+    assert run.result.steps_redone >= 4 + 5
