@@ -16,7 +16,7 @@ from runtime.control import fleet_events, generations, messages, phases
 from runtime.control.backup_orders import BackupOrders
 from runtime.control.backup_process import BackupPort
 from runtime.control.digests import FinalDigests
-from runtime.control.generations import ABORT_TIMEOUT_S, Pending, Recovery, members_hold
+from runtime.control.generations import Pending, Recovery, members_hold
 from runtime.control.journal import JobState
 from runtime.control.keeper import CheckpointKeeper
 from runtime.control.phases import FleetPort, Phase, StartGate, StopRequest, give_up_on, next_batch
@@ -168,7 +168,9 @@ class Coordinator:
                     self._recorder.event("failed", f"{node} could not go on", message.error)
                     self._recover()
             case messages.Digests():
-                self._digested(message)
+                if self._phase is Phase.FINISHING and message.step == self._training.steps:
+                    self._digests.report(message.layers)
+                    self._phase = Phase.ENDED if self._digests.complete else self._phase
 
     # ---- nodes come and go -----------------------------------------------------------------------------
 
@@ -219,8 +221,7 @@ class Coordinator:
         if self._fresh:
             self._live(running, step, ballot, pause_s)
         self._deadline_s = self._now_s() + self._pace.timeout_s
-        if switch:
-            assert self._pending is not None
+        if switch and self._pending is not None:
             self._switch(self._pending.plan)
         if last:
             self._finish(members_hold(running), {})
@@ -231,10 +232,9 @@ class Coordinator:
         """Tell the controller what happened, and do what it wants."""
         if not self._planning or self._phase not in (Phase.RUNNING, Phase.WAITING):
             return
-        if self._gate.closed(self._roster.awaited, self._now_s()):
+        fresh = self._phase is Phase.RUNNING and self._fresh  # state is on the move, for a step at most
+        if fresh or self._gate.closed(self._roster.awaited, self._now_s()):
             return
-        if self._phase is Phase.RUNNING and self._fresh:
-            return  # state is on the move: what to do next is decided when it has arrived, within a step
         if self._resumption is not None and not self._resume(self._resumption):
             return
         events, self._planning = self._planning, []
@@ -355,9 +355,8 @@ class Coordinator:
     def _roll_back(self) -> None:
         """Every holder of some stage has died: go back to the newest whole copy (or to the seed)."""
         step, why = self._newest_state()
-        undone = self._step - step
+        self._recorder.roll_back(step, self._step - step, why)
         self.ledger = self.ledger.rollback(step)
-        self._recorder.roll_back(step, undone, why)
 
     def _newest_state(self) -> tuple[int, str]:
         return self._backup.freeze() or 0, "every holder of a stage died"
@@ -388,12 +387,6 @@ class Coordinator:
             self._backup.expect(self._step)
         for node in holds:
             self._send(node, messages.Digest(copies.get(node, [])))
-
-    def _digested(self, message: messages.Digests) -> None:
-        if self._phase is Phase.FINISHING and message.step == self._training.steps:
-            self._digests.report(message.layers)
-            if self._digests.complete:
-                self._phase = Phase.ENDED
 
     def _finish_or_recover(self) -> None:
         """A node died after the last commit. What it alone knew comes from the backup, or is done again."""

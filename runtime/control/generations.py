@@ -13,8 +13,6 @@ from runtime.planning.types import MigrationFailed, MigrationPlan
 
 # A generation whose groups do not stand by then is given up.
 PREPARE_TIMEOUT_S = 10.0
-# A worker that does not answer an abort for this long is taken for dead.
-ABORT_TIMEOUT_S = 4.0
 # A copy may take so long, or so many steps, where no deadline presses; then the state is sent at the switch.
 COPY_PATIENCE_S = 60.0
 COPY_PATIENCE_STEPS = 10
