@@ -33,7 +33,9 @@ class Roster:
         self._seen: set[str] = set()
         self._acted_on: set[str] = set()  # noticed nodes that planning knows of
         self._restarting: set[str] = set()  # ended on purpose, and not back yet
+        self._awaited: set[str] = set()  # who is started again, and of use
         self._restarted = False
+        self._instances: set[str] = set()  # that have not ended
         self._lost: list[str] = []
         self._joined: list[str] = []
 
@@ -53,12 +55,17 @@ class Roster:
     @property
     def awaited(self) -> bool:
         """Whether a layout is better held back: at first for whoever boots, later for who is restarted."""
-        return bool(self._restarting - self.notices.keys()) if self._restarted else self.booting
+        return bool(self._awaited - self.notices.keys()) if self._restarted else self.booting
 
     def restart(self, nodes: Iterable[str]) -> None:
-        """These workers are about to be ended and started again, which is neither a loss nor a join."""
+        """These workers are about to be ended and started again, which is neither a loss nor a join.
+
+        Whoever has just died alone, its instance being there, is started again as well.
+        """
         self._restarted = True
         self._restarting.update(nodes)
+        alone = [node for node in self._lost if instance_of(node, self._gpus) in self._instances]
+        self._awaited.update(nodes, (node for node in alone if node not in self.workers))
 
     def restarting(self, node: str) -> bool:
         """Whether the worker was ended on purpose and is not back yet."""
@@ -67,11 +74,16 @@ class Roster:
     def instance(self, instance: Instance) -> None:
         """An instance changed its state."""
         if instance.state is InstanceState.TERMINATED:
+            self._instances.discard(instance.name)
             self._booting.discard(instance.name)
-            gone = self._restarting.intersection(worker_names(instance.name, self._gpus))
+            workers = worker_names(instance.name, self._gpus)
+            self._awaited.difference_update(workers)
+            gone = self._restarting.intersection(workers)
             self._restarting -= gone
             self._lost += sorted(gone)
-        elif not self.workers.keys() >= set(worker_names(instance.name, self._gpus)):
+            return
+        self._instances.add(instance.name)
+        if not self.workers.keys() >= set(worker_names(instance.name, self._gpus)):
             self._booting.add(instance.name)
 
     def notice(self, instance: str, deadline_s: float) -> None:
@@ -95,6 +107,7 @@ class Roster:
         self.workers[node].ready = True
         if self.whole(node):
             self._booting.discard(instance_of(node, self._gpus))
+        self._awaited.discard(node)
         if node in self._restarting:
             self._restarting.discard(node)
         else:

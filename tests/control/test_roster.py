@@ -68,3 +68,21 @@ def test_the_lead_grows_with_the_steps() -> None:
     for now_s in (0.0, 2.0, 4.0):
         pace.commit(now_s, fresh=False)
     assert pace.notice_lead_s(0.2) == 12.0
+
+
+def test_a_restarted_worker_is_neither_lost_nor_joined() -> None:
+    """It is awaited until it is back; a node with a notice is not waited for."""
+    roster = roster_with("a", "b", "c")
+    assert roster.changes() == ((), ("a", "b", "c"))
+    roster.notices["c"] = 100.0
+    roster.restart(["a", "b", "c"])
+    for node in ("a", "b", "c"):
+        assert roster.restarting(node) and roster.lose(node)
+    for node in ("a", "b"):
+        assert roster.awaited
+        roster.join(node, HELLO)
+        roster.make_ready(node)
+    assert not roster.awaited
+    assert roster.changes() == ((), ())
+    roster.lose("a")
+    assert roster.changes() == (("a",), ())

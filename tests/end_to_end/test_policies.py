@@ -66,6 +66,5 @@ def test_without_a_checkpoint_on_the_disk_the_first_step_comes_again(
     assert run.losses == undisturbed.losses
     assert run.result.weights_sha256 == undisturbed.result.weights_sha256
     back = [int(event["text"].split()[3].strip(",")) for event in run.events if event["kind"] == "rollback"]
-    # a worker that died alone may be back only after the others went on, which is one more restart
-    assert back[0] == 0 and back == sorted(back) and {8, 9} & set(back)
+    assert len(back) == 2 and back[0] == 0 and back[1] in (8, 9)
     assert run.result.steps_redone >= 4 + 5
