@@ -3,8 +3,8 @@
 Each policy runs whole jobs, one after another, in turns. Time lost is what the result says: every pause, and
 the steps that had to be done again. An event is an instance that was lost or came. Steps are slower where
 nodes are fewer, which is not counted as lost. Everything shares this machine's cores. A restarted worker is
-forked from a process that has torch loaded and the state is small, so restarts from checkpoints do better here
-than where others run them.
+forked from a process that has torch loaded and the state is small, so restarts from checkpoints do better
+here than where others run them.
 
 Run: python benchmarks/policies.py [--rounds N] [--steps N] [--policy A,B] [--trace FILE --speed X]
 """
