@@ -81,6 +81,9 @@ class LocalNode:
         # An agent that is here already (its launcher was killed) asks the service at its old address.
         port = self.folder / "metadata-port"
         await self.metadata.listen(int(port.read_text()) if port.exists() else 0)
+        if not self.alive:  # killed meanwhile, and perhaps its folder is gone already
+            self._close_ports()
+            return
         port.write_text(self.metadata.url.rsplit(":", 1)[1])
         self._environment = {
             **node_environment(),

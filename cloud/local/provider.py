@@ -227,6 +227,11 @@ class LocalProvider:
         """The names of the living nodes."""
         return list(self._nodes)
 
+    @property
+    def present(self) -> list[str]:
+        """The names of the instances that exist, rented or not."""
+        return list(self._present)
+
     def node(self, name: str) -> LocalNode:
         """The living node of that name.
 

@@ -49,6 +49,8 @@ def sweep(folder: Path) -> tuple[tuple[SweptProcess, ...], tuple[SweptProcess, .
                     killed[record] = swept
                 elif fate is Fate.DOUBTFUL:
                     doubtful[record] = swept
+                else:  # what was about to end, and could not be looked at, has ended
+                    doubtful.pop(record, None)
     for record in wait_until_gone(killed, _GONE_WITHIN_S):
         doubtful[record] = killed.pop(record)
     for record in [record for record in killed if record in doubtful and not is_alive(record)]:

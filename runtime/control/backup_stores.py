@@ -69,6 +69,7 @@ class PushedCopies:
         self._layers, self._keep = layers, keep
         self._copies: dict[int, dict[int, bytearray]] = {}  # step -> layer -> bytes
         self._forgotten_until = -1  # what comes of a step up to this one comes too late
+        self._frozen = False
 
     def latest(self) -> int | None:
         """See Store."""
@@ -84,7 +85,7 @@ class PushedCopies:
     def put(self, step: int, layer: int, blob: bytearray) -> None:
         """See Store."""
         with self.changed:
-            if step <= self._forgotten_until:
+            if self._frozen or step <= self._forgotten_until:
                 return
             self._copies.setdefault(step, {})[layer] = blob
             complete = self._complete()
@@ -115,6 +116,7 @@ class PushedCopies:
     def freeze(self) -> int | None:
         """See Store."""
         with self.changed:
+            self._frozen = True
             step = max(self._complete(), default=None)
             for later in [s for s in self._copies if s > (step or 0)]:
                 del self._copies[later]
@@ -128,7 +130,9 @@ class PushedCopies:
             self.changed.notify_all()
 
     def thaw(self) -> None:
-        """Nothing was frozen: a late piece of an undone step is of the same bits as the next one."""
+        """See Store. By now every sender has given up what it had to send of undone steps."""
+        with self.changed:
+            self._frozen = False
 
     def close(self) -> None:
         """Nothing runs beside."""

@@ -19,7 +19,7 @@ from runtime.control.digests import FinalDigests
 from runtime.control.generations import Pending, Recovery, members_hold
 from runtime.control.journal import JobState
 from runtime.control.keeper import CheckpointKeeper
-from runtime.control.phases import FleetPort, Phase, StartGate, StopRequest, give_up_on, next_batch
+from runtime.control.phases import FleetPort, Phase, StartGate, StopRequest, next_batch
 from runtime.control.reception import Reception
 from runtime.control.recorder import Recorder
 from runtime.control.resumption import Resumption
@@ -136,20 +136,12 @@ class Coordinator:
                 self._reception.join(event, self._resumption)
             case fleet_events.WorkerLost(node, why):
                 self._lose(node, why)
-            case fleet_events.NodeNoticed():
-                self._reception.notice(event, self._now_s())
-            case fleet_events.InstanceChanged(instance):
-                self._recorder.instance(instance)
-                self._roster.instance(instance)
-            case fleet_events.RentFailed():
-                self._recorder.event("trouble", event.why)
-                if event.error is not None and not self._highest_generation:
-                    give_up_on(event.error, self._roster, self._config.profile.fewest_nodes)
-            case fleet_events.WorkerFailed(why=why):
-                self._recorder.event("trouble", why)
             case StopRequest():
                 self.stopped = event
                 self._phase = Phase.ENDED
+            case _:
+                began = self._highest_generation > 0
+                self._reception.hear(event, self._now_s(), began, self._config.profile.fewest_nodes)
 
     def _obey(self, node: str, message: messages.Message) -> None:
         match message:
@@ -180,7 +172,7 @@ class Coordinator:
         if not self._roster.lose(node):
             return
         self._planning.append(plan_types.NodeLost(node))
-        self._recovery.awaiting.discard(node)
+        self._recovery.lose(node)
         if self._phase is Phase.RECOVERING:
             self._finish_recovery()
         elif self._phase is Phase.RUNNING:
@@ -190,6 +182,7 @@ class Coordinator:
             elif self._pending is not None and not self._pending.possible(self._roster.ready):
                 self._cancel_pending()
         elif self._phase is Phase.FINISHING:
+            self._digests.lose(node)
             self._finish_or_recover()
 
     # ---- steps -----------------------------------------------------------------------------------------
@@ -243,6 +236,8 @@ class Coordinator:
         self._recorder.decision(decision)
         for command in decision.commands:
             self._carry_out(command)
+        if self._pending is not None and self._state.pending is None:
+            self._cancel_pending()  # a member will go, and there are too few for another layout
 
     def _carry_out(self, command: plan_types.Command) -> None:
         if isinstance(command, plan_types.Reconfigure):
@@ -331,7 +326,7 @@ class Coordinator:
             self._pending = None
         # Whoever may still hold layers must answer, also nodes that only wait to be released.
         self._recovery = Recovery(self._highest_generation, self._step, self._roster.ready)
-        self._deadline_s = self._now_s() + phases.ABORT_TIMEOUT_S
+        self._deadline_s = self._now_s() + self._pace.abort_timeout_s
         for node in sorted(self._recovery.awaiting):
             self._send(node, messages.Abort(self._highest_generation))
         self._finish_recovery()
@@ -349,7 +344,10 @@ class Coordinator:
         self._phase = Phase.WAITING
         self._running = None
         self._deadline_s = NEVER_S
-        holds = self._recovery.holds(self._roster.ready)
+        holds = self._recovery.holds()
+        if self._step == self._training.steps and self._digests.whole(holds):
+            self._finish(holds, {})  # nothing is left to be trained
+            return
         self._planning += [plan_types.TrainingStopped(), plan_types.StateReported(holds)]
 
     def _roll_back(self) -> None:
@@ -371,18 +369,20 @@ class Coordinator:
         if self._phase is Phase.RECOVERING:
             for node in sorted(self._recovery.awaiting):
                 self._fleet.kill_worker(node)
-                self._lose(node, f"its worker did not answer for {phases.ABORT_TIMEOUT_S:g} s")
+                self._lose(node, f"its worker did not answer for {self._pace.abort_timeout_s:g} s")
         elif self._phase is Phase.RUNNING:
             self._recorder.event("failed", "a step was abandoned", "not all votes came in time")
+            self._pace.stuck()
             self._recover()
         elif self._phase is Phase.FINISHING:
-            self._finish_or_recover()
+            self._recover()  # who holds the outcome and does not tell it is given up
 
     # ---- the end ---------------------------------------------------------------------------------------
 
     def _finish(self, holds: Mapping[str, frozenset[int]], copies: Mapping[str, list[int]]) -> None:
         """Every step is committed, and these nodes hold the outcome."""
         self._phase, self._digests.holders = Phase.FINISHING, holds
+        self._deadline_s = self._now_s() + self._pace.timeout_s
         if copies:
             self._backup.expect(self._step)
         for node in holds:
@@ -392,7 +392,7 @@ class Coordinator:
         """A node died after the last commit. What it alone knew comes from the backup, or is done again."""
         if self._digests.take_from(self._backup, self._training.steps):
             self._phase = Phase.ENDED
-        elif self._digests.out_of_reach(self._roster.workers):
+        elif self._digests.out_of_reach():
             self._recover()
 
     def _send(self, node: str, message: messages.Message) -> None:

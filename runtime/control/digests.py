@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 
 from runtime.control.backup_process import BackupPort
@@ -35,10 +35,17 @@ class FinalDigests:
         """The layers that nobody has reported."""
         return set(range(self._layers)) - set(self._known)
 
-    def out_of_reach(self, alive: Container[str]) -> bool:
+    def lose(self, node: str) -> None:
+        """A holder is gone; a worker that comes in its place holds nothing."""
+        self.holders = {other: layers for other, layers in self.holders.items() if other != node}
+
+    def out_of_reach(self) -> bool:
         """Whether a layer that nobody has reported has lost its last holder."""
-        held = (layers for node, layers in self.holders.items() if node in alive)
-        return bool(self.missing - frozenset().union(*held))
+        return bool(self.missing - frozenset().union(*self.holders.values()))
+
+    def whole(self, holds: Mapping[str, frozenset[int]]) -> bool:
+        """Whether these holders have every layer that nobody has reported."""
+        return not self.missing - frozenset().union(*holds.values())
 
     def report(self, pairs: Iterable[list[object]]) -> None:
         """Take what a worker says: [layer, digest] pairs.

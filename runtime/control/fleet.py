@@ -257,7 +257,9 @@ class Fleet:
         known = self._instances.get(instance.id)
         was, now = known.state if known is not None else None, instance.state
         if was is InstanceState.NOTICED and now is InstanceState.RUNNING:
-            return  # the API knows less than the machine itself
+            link = self._links.get(instance.name)
+            if link is None or not link.spared(time.time()):
+                return  # the API knows less than the machine itself
         if known is not None and known.state is instance.state:
             return
         self._instances[instance.id] = instance

@@ -96,9 +96,14 @@ class Recovery:
             self._holds[node] = frozenset(layers)
         self.awaiting.discard(node)
 
-    def holds(self, alive: Collection[str]) -> dict[str, frozenset[int]]:
-        """What the survivors hold, of those that are still alive."""
-        return {node: layers for node, layers in self._holds.items() if node in alive}
+    def lose(self, node: str) -> None:
+        """A survivor has died too, perhaps after its answer; a worker in its place holds nothing."""
+        self.awaiting.discard(node)
+        self._holds.pop(node, None)
+
+    def holds(self) -> dict[str, frozenset[int]]:
+        """What the survivors hold."""
+        return self._holds
 
 
 def prepare_messages(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import shlex
 import time
 from collections.abc import Callable
@@ -109,6 +110,12 @@ class NodeLink:
         if not any(known.kind is notice.kind for known in self._notices):
             self._notices.append(notice)
             self._emit(NodeNoticed(self.name, notice))
+
+    def spared(self, time_s: float) -> bool:
+        """Whether the node lives on though it should have gone; `time_s` is Unix time."""
+        deadlines = [notice.deadline_s for notice in self._notices if notice.deadline_s is not None]
+        late_s = time_s - max(deadlines, default=math.inf)
+        return late_s > self._times.grace_s and self.attached is not None
 
     def stop(self) -> None:
         """Tell the agent to kill its worker and to leave."""
@@ -306,7 +313,6 @@ class NodeLink:
             self._channel.on_data = lambda data: None
             self._channel.close()
         self._channel = None
-        self._over = False
         self._greeted = False
         self._greeting.clear()
         self._outbox.clear()

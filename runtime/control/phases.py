@@ -13,8 +13,6 @@ from runtime.control.fleet_events import FleetEvent
 from runtime.control.journal import JobState
 from runtime.control.roster import Roster
 
-# A worker that does not answer an abort for this long is taken for dead.
-ABORT_TIMEOUT_S = 4.0
 # At the budget's end the last state may take this long, and two steps, to come to the anchor.
 DRAIN_S = 10.0
 _LONGEST_WAIT_S = 1.0

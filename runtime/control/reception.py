@@ -8,6 +8,7 @@ from cloud.types import NoticeKind
 from runtime.control import fleet_events, messages
 from runtime.control.backup_process import BackupPort
 from runtime.control.keeper import CheckpointKeeper
+from runtime.control.phases import give_up_on
 from runtime.control.recorder import Recorder
 from runtime.control.resumption import Resumption
 from runtime.control.roster import Roster
@@ -66,6 +67,25 @@ class Reception:
         if self._roster.whole(node):
             self._recorder.joined(node)
         return NodeJoined(node)
+
+    def hear(self, event: object, now_s: float, began: bool, fewest_nodes: int | None) -> None:
+        """What befalls instances; `fewest_nodes` can train, and have not yet unless the job has `began`.
+
+        Raises:
+            CloudError: there are too few, and no waiting can mend it.
+        """
+        match event:
+            case fleet_events.NodeNoticed():
+                self.notice(event, now_s)
+            case fleet_events.InstanceChanged(instance):
+                self._recorder.instance(instance)
+                self._roster.instance(instance)
+            case fleet_events.RentFailed():
+                self._recorder.event("trouble", event.why)
+                if event.error is not None and not began:
+                    give_up_on(event.error, self._roster, fewest_nodes)
+            case fleet_events.WorkerFailed(why=why):
+                self._recorder.event("trouble", why)
 
     def notice(self, event: fleet_events.NodeNoticed, now_s: float) -> None:
         """The cloud has warned about a node."""

@@ -81,6 +81,8 @@ class Roster:
             gone = self._restarting.intersection(workers)
             self._restarting -= gone
             self._lost += sorted(gone)
+            for worker in workers:
+                self.notices.pop(worker, None)  # the next instance of that name has not been noticed
             return
         self._instances.add(instance.name)
         if not self.workers.keys() >= set(worker_names(instance.name, self._gpus)):

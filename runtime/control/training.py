@@ -13,6 +13,9 @@ from runtime.planning.model import ModelSpec
 
 # A step without all votes by then is abandoned, though nobody is known to have died.
 STEP_TIMEOUT_S = 60.0
+# A worker that does not answer an abort for this long, or two steps, is taken for dead: one that computes
+# looks up between two micro-batches only. (One that hangs is found by its agent.)
+ABORT_TIMEOUT_S = 4.0
 _RECENT_STEPS = 30
 # A noticed node is given up this long before its deadline at least, or so many steps.
 _MIN_NOTICE_LEAD_S = 1.0
@@ -67,6 +70,7 @@ class Pace:
     def __init__(self) -> None:
         self._last_s: float | None = None
         self._ordinary: deque[float] = deque(maxlen=_RECENT_STEPS)
+        self._patience = 1
 
     @property
     def ordinary_s(self) -> float:
@@ -76,7 +80,16 @@ class Pace:
     @property
     def timeout_s(self) -> float:
         """After how long a step that nobody has finished is stuck."""
-        return max(STEP_TIMEOUT_S, 50 * self.ordinary_s)
+        return self._patience * max(STEP_TIMEOUT_S, 50 * self.ordinary_s)
+
+    @property
+    def abort_timeout_s(self) -> float:
+        """After how long a worker that does not answer an abort is mute."""
+        return max(ABORT_TIMEOUT_S, 2 * self.ordinary_s)
+
+    def stuck(self) -> None:
+        """A step was abandoned since it took too long; perhaps it only takes long: be more patient next."""
+        self._patience *= 2
 
     def notice_lead_s(self, planned_s: float) -> float:
         """How long before its deadline a node is given up: earlier wastes it, later may be too late.
@@ -91,7 +104,7 @@ class Pace:
         pause_s = max(0.0, step_s - self.ordinary_s)
         if not fresh and self._last_s is not None:
             self._ordinary.append(step_s)
-        self._last_s = now_s
+        self._last_s, self._patience = now_s, 1
         return pause_s
 
 

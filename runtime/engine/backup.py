@@ -56,8 +56,10 @@ class _Gradient:
 class BackupSender:
     """One thread and one connection. Nothing here raises: what cannot be sent is missing on the backup."""
 
-    def __init__(self, backup: Address, token: bytes) -> None:
-        self._backup, self._token = backup, token
+    def __init__(
+        self, backup: Address, token: bytes, point: Callable[[str], None] = lambda name: None
+    ) -> None:
+        self._backup, self._token, self._point = backup, token, point
         self._changed = threading.Condition()
         self._states: deque[_State] = deque()
         self._gradients: deque[_Gradient] = deque()
@@ -183,7 +185,10 @@ class BackupSender:
                     job.buffer, job.live = job.buffer.cpu(), False
                 view = bytes_of(job.buffer)[done : done + _PIECE_BYTES]
                 piece[: len(view)] = view
-            sock.sendall(piece[: len(view)])
+            half = len(view) // 2
+            sock.sendall(piece[:half])
+            self._point("push")
+            sock.sendall(piece[half : len(view)])
             done += len(view)
             with self._changed:
                 if not self._gradients:

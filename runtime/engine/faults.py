@@ -11,7 +11,7 @@ from typing import Any
 # through a layer's update, `evaluate` after a held-out micro-batch, `send` and `receive` are in the middle of
 # a state transfer, `prepare` while the groups of the next generation are built, `copy_send` and `copy` in the
 # middle of a layer that is copied ahead, `replay` before a copied layer is brought forward by a step, `abort`
-# while another death is being recovered from.
+# while another death is being recovered from, `push` in the middle of a layer on its way to the backup.
 POINTS = (
     "forward",
     "backward",
@@ -29,7 +29,11 @@ POINTS = (
     "send",
     "receive",
     "abort",
+    "push",
 )
+
+# What a worker says on its standard error before it dies of a fault; the point follows.
+SAID = "a scripted death at: "
 
 
 class FaultInjector:
@@ -45,4 +49,5 @@ class FaultInjector:
         """
         for when, where in self._faults:
             if where == point and (when is None or step >= when):
+                os.write(2, f"{SAID}{point}\n".encode())
                 os.kill(os.getpid(), signal.SIGKILL)

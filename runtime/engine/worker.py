@@ -168,7 +168,7 @@ class Worker:
         self._server.token = token
         if message.backup is not None:
             self._backup = Address(message.backup[0], message.backup[1])
-            self._sender = BackupSender(self._backup, token)
+            self._sender = BackupSender(self._backup, token, self._point)
         self._trainer.warm_up()
         self._configured = messages.Configured(trainer.samples, corpus_digest, self._trainer.parameters())
         self._send(self._configured)

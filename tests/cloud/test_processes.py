@@ -96,3 +96,12 @@ def test_entering_and_closing_never_miss_each_other(tmp_path: Path) -> None:
         time.sleep(delay_s)
         register.kill()
         assert late.wait(5.0) in (0, -signal.SIGKILL)
+
+
+def test_what_was_about_to_end_is_not_in_doubt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that cannot be looked at while it ends has ended at the next look: nothing may still run."""
+    Register(tmp_path / "node" / "pgids").path.parent.mkdir()
+    (tmp_path / "node" / "pgids").write_text("1 1 worker\n")
+    fates = iter([Fate.DOUBTFUL, Fate.GONE, Fate.GONE])
+    monkeypatch.setattr("cloud.processes.kill_group", lambda *rest: next(fates))
+    assert sweep(tmp_path) == ((), ())

@@ -282,3 +282,15 @@ def test_a_pause_is_what_a_change_took_beyond_an_ordinary_step() -> None:
     assert pace.commit(17.0, fresh=True) == 3.0
     assert pace.ordinary_s == 1.0
     assert pace.commit(17.5, fresh=True) == 0.0
+
+
+def test_pieces_of_undone_steps_come_too_late(backup: Backup) -> None:
+    """The job went back to step 10: a copy of step 20 that still arrives must not be gone back to."""
+    put(backup, 10, 0, 1)
+    put(backup, 20, 0)
+    assert backup.store.freeze() == 10
+    put(backup, 20, 0, 1)
+    assert backup.store.freeze() == 10
+    backup.store.thaw()
+    put(backup, 20, 0, 1)
+    assert backup.latest() == 20

@@ -16,6 +16,7 @@ from cloud.processes import is_alive
 from cloud.types import Instance, InstanceState, NoticeKind
 from runtime.control.fleet import (
     InstanceChanged,
+    LinkTimes,
     NodeNoticed,
     WorkerFailed,
     WorkerJoined,
@@ -267,5 +268,29 @@ def test_stopping_at_any_moment_of_the_boot_leaves_nothing(tmp_path: Path, after
             assert time.monotonic() - started_s < 5.0
             assert [record for record in records if is_alive(record)] == []
             assert not list((tmp_path / "nodes").glob("*/pgids"))
+
+    asyncio.run(scene())
+
+
+def test_an_instance_that_outlives_its_notice_counts_again(tmp_path: Path) -> None:
+    """Its replacement is one too many then, and is not replaced in its turn."""
+
+    async def scene() -> None:
+        times = LinkTimes(grace_s=1.5)
+        async with local_fleet(tmp_path, Schedule.constant(3), 1, times=times) as fleet:
+            await fleet.joined(1)
+            fleet.provider.node("node1").metadata.interrupt(time.time() + 0.2)
+            await fleet.until(NodeNoticed, "node1")
+            state = {"node1": InstanceState.NOTICED}
+            while state["node1"] is not InstanceState.RUNNING:
+                changed = (await fleet.until(InstanceChanged)).instance
+                state[changed.name] = changed.state
+            if not any(isinstance(event, WorkerJoined) and event.node == "node2" for event in fleet.seen):
+                await fleet.until(WorkerJoined, "node2")
+            fleet.provider.kill("node2")
+            await fleet.until(WorkerLost, "node2")
+            await asyncio.sleep(0.5)  # some looks at the fleet
+            await fleet.echo("node1", "still")
+            assert fleet.provider.names() == ["node1"]
 
     asyncio.run(scene())

@@ -291,7 +291,8 @@ def test_a_sweep_ends_what_a_killed_launcher_left(tmp_path: Path) -> None:
     launcher.kill()
     launcher.wait()
     killed, doubtful = sweep(tmp_path)
-    assert {"agent", "worker"} <= {process.role for process in killed}
+    # An agent's workers end with it, so that on a busy machine the sweep may find none of them alive.
+    assert "agent" in {process.role for process in killed}
     assert doubtful == ()
     assert not any(map(is_alive, records))
     assert sweep(tmp_path) == ((), ())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from cloud.types import Instance, InstanceState, Pool
 from runtime.control.messages import Hello
 from runtime.control.roster import Roster
-from runtime.control.training import Pace
+from runtime.control.training import ABORT_TIMEOUT_S, STEP_TIMEOUT_S, Pace
 
 HELLO = Hello(1, "127.0.0.1", 1, 2)
 
@@ -86,3 +89,38 @@ def test_a_restarted_worker_is_neither_lost_nor_joined() -> None:
     assert roster.changes() == ((), ())
     roster.lose("a")
     assert roster.changes() == (("a",), ())
+
+
+def test_the_next_instance_of_a_name_has_not_been_noticed() -> None:
+    """A notice ends with its instance: the name may come again, and its worker is as good as any."""
+    pool = Pool("zone", "type", 1, 0.0, 0.0)
+    instance = Instance("i-1", "a", "job", "token", pool, InstanceState.RUNNING, 0.0)
+    roster = roster_with("a")
+    roster.notice("a", 100.0)
+    assert roster.due(99.0, 10.0) == ["a"]
+    roster.lose("a")
+    roster.instance(replace(instance, state=InstanceState.TERMINATED))
+    roster.instance(replace(instance, id="i-2"))
+    roster.join("a", HELLO)
+    roster.make_ready("a")
+    assert roster.due(101.0, 10.0) == []
+
+
+def test_a_step_that_only_takes_long_is_given_more_time_at_every_attempt() -> None:
+    """A model whose first step takes minutes would never begin if each attempt were cut off alike."""
+    pace = Pace()
+    assert pace.timeout_s == STEP_TIMEOUT_S
+    pace.stuck()
+    pace.stuck()
+    assert pace.timeout_s == 4 * STEP_TIMEOUT_S
+    pace.commit(1.0, fresh=True)
+    assert pace.timeout_s == STEP_TIMEOUT_S
+
+
+def test_a_survivor_with_long_steps_has_time_to_answer_an_abort() -> None:
+    """It may be in the middle of a micro-batch: two steps, four seconds at least."""
+    pace = Pace()
+    assert pace.abort_timeout_s == ABORT_TIMEOUT_S
+    for second in range(0, 60, 10):
+        pace.commit(float(second), fresh=False)
+    assert pace.abort_timeout_s == 20.0

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runtime.control.digests import FinalDigests
 from runtime.control.messages import Vote
 from runtime.control.votes import Ballot, CoverageError
 
@@ -64,3 +65,17 @@ def test_clipping_scales_the_whole_gradient_down_to_the_norm() -> None:
     assert ballot.clip_scale(1.0) == pytest.approx(0.2)
     assert ballot.clip_scale(5.0) == 1.0
     assert ballot.clip_scale(0.0) == 1.0
+
+
+def test_the_outcome_is_within_reach_while_each_layer_has_a_holder() -> None:
+    """A node that went is no holder any more, though a new worker has come in its place."""
+    digests = FinalDigests(3)
+    digests.holders = {"a": frozenset({0, 1}), "b": frozenset({1, 2}), "c": frozenset({2})}
+    digests.lose("b")
+    assert not digests.out_of_reach()
+    digests.lose("a")
+    assert digests.out_of_reach()
+    assert not digests.whole({"c": frozenset({2})})
+    assert digests.whole({"c": frozenset({2}), "spare": frozenset({0, 1})})
+    digests.report([[0, "aa"], [1, "bb"]])
+    assert not digests.out_of_reach()

@@ -12,28 +12,12 @@ import pytest
 
 from cloud.local.provider import LocalProvider
 from tests.end_to_end.harness import processes_of, quick_template, train
+from tests.end_to_end.held import Held, pids_of
 
 GENERATIONS = 100
 STEPS_BETWEEN = 28
 STEPS = 1600
 SURVIVORS = ("node1", "node2", "node3")
-
-
-@dataclass(frozen=True)
-class Held:
-    """What a process holds: private memory in MB, threads, open files."""
-
-    megabytes: float
-    threads: int
-    files: int
-
-    @classmethod
-    def by(cls, pid: int) -> Held:
-        """What this process holds now."""
-        proc = Path(f"/proc/{pid}")
-        status = (proc / "status").read_text()
-        kilobytes = int(status.partition("RssAnon:")[2].split()[0])
-        return cls(kilobytes / 1024, len(list((proc / "task").iterdir())), len(list((proc / "fd").iterdir())))
 
 
 @dataclass
@@ -61,7 +45,7 @@ class Reaper:
 
 def pid_of_worker(provider: LocalProvider, node: str) -> int:
     """The last worker of a node."""
-    return [record.pid for record in provider.node(node).register.records() if record.role == "worker"][-1]
+    return pids_of(provider, node, "worker")[-1]
 
 
 def small_template() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from cloud.local.provider import LocalProvider
 from runtime.control.launch import resume
 from runtime.control.recorder import Recorder
 from tests.end_to_end.harness import Finished, lines, processes_of, train
+from tests.end_to_end.storm import is_backup
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -184,11 +185,6 @@ def test_the_backup_is_replaced_while_training_goes_on(undisturbed: Finished, tm
     assert rollback in ("back to step 35, 0 steps are done again", "back to step 34, 1 steps are done again")
     assert run.result.backup["restarts"] == 1
     assert 0 < run.result.backup["share_of_step_time"] < 1
-
-
-def is_backup(pid: int) -> bool:
-    """Whether this process holds the backup."""
-    return b"parcae_cli.backup" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def test_a_checkpoint_is_continued_at_another_layout(undisturbed: Finished, tmp_path: Path) -> None:
