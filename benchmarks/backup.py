@@ -2,10 +2,10 @@
 
     .venv/bin/python benchmarks/backup.py [--model gpt-30m] [--mini-batch 2] [--steps 40] [--rounds 2]
 
-Each job trains on two nodes of this machine, quietly. `step` is the mean of the fastest steps in a row, as many
-as lie between two pushes, over all rounds: other work on the machine only adds to it. `ratio` is to the job
-without a backup. `share` is what the slowest sender measured itself (time held up and processor time, of step
-time), `anchor` the most memory that the backup held.
+Each job trains on two nodes of this machine, quietly. `step` is the mean of the fastest steps in a row, as
+many as lie between two pushes, over all rounds: other work on the machine only adds to it. `ratio` is to the
+job without a backup. `share` is what the slowest sender measured itself (time held up and processor time, of
+step time), `anchor` the most memory that the backup held.
 """
 
 from __future__ import annotations

@@ -51,7 +51,11 @@ _ENVIRONMENT = {
 
 
 class PeerError(Exception):
-    """A peer does not run here; the message is its last words."""
+    """A peer did not reach the last step; the message is its last words, `history` how far it came."""
+
+    def __init__(self, why: str, history: History) -> None:
+        super().__init__(why)
+        self.history = history
 
 
 @dataclass
@@ -62,13 +66,14 @@ class History:
     kills: list[float]
 
     def lost_s(self) -> list[float]:
-        """What each kill cost."""
+        """What each kill cost that was got over."""
         ordinary_s = self.ordinary_s()
         lost = []
         for kill_s in self.kills:
             before = max((step for time_s, step in self.commits if time_s <= kill_s), default=-1)
-            beyond = min(time_s for time_s, step in self.commits if time_s > kill_s and step > before)
-            lost.append(max(0.0, beyond - kill_s - ordinary_s))
+            beyond = [time_s for time_s, step in self.commits if time_s > kill_s and step > before]
+            if beyond:
+                lost.append(max(0.0, min(beyond) - kill_s - ordinary_s))
         return lost
 
     def ordinary_s(self) -> float:
@@ -100,9 +105,10 @@ def main() -> None:
         try:
             history = system()
         except PeerError as error:
-            print(f"{name:10} does not run here: {error}")
+            print(f"{name:10} was stopped: {error}")
+            history = error.history
+        if not history.kills or not (lost := history.lost_s()):
             continue
-        lost = history.lost_s()
         median = statistics.median(lost)
         ours = ours or median
         print(
@@ -198,7 +204,7 @@ class PeerRun:
             if time.monotonic() > end_s or not alive():
                 said = (self.folder / log).read_text().strip().splitlines()[-1:]
                 why = "not done in time" if alive() else "ended early"
-                raise PeerError(f"{why} at step {highest}: {' '.join(said)[:200]}")
+                raise PeerError(f"{why} at step {highest}: {' '.join(said)[:200]}", History(commits, killed))
             if left and highest + 1 >= left[0]:
                 left.pop(0)
                 pid = int((self.folder / f"pid.{self._chance.randrange(self._workers)}").read_text())
