@@ -22,6 +22,10 @@ _DEFAULTS = {
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "PYTHONUNBUFFERED": "1",
+    # A dead peer must not end the process: torch's watchdog would, and its monitor if an abort takes long.
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+    "TORCH_NCCL_NONBLOCKING_TIMEOUT": "20",  # seconds, as `groups.GROUP_TIMEOUT`
 }
 
 

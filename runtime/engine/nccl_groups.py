@@ -3,11 +3,15 @@
 Each direction of the pipeline has a communicator of its own: on a single one, the unbatched sends and
 receives of 1F1B would wait for each other. A Work's own wait only orders streams, so ours waits for the
 device, in the generation's thread. `abort` frees a communicator whose peer has died; nothing of it is used
-again.
+again. A communicator is not shrunk but built anew, beside the old one: the members that stay change places.
+
+torch's own watchdog would end the whole process when a call fails or takes too long, which here is an
+ordinary death of a peer: `worker_process` switches that off in a worker's environment.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,8 +38,12 @@ class NcclGroups:
         """Joins the generation's groups; blocks until every member has.
 
         Raises:
-            RuntimeError: a member did not come within the timeout.
+            RuntimeError: a member did not come within the timeout, or there is no GPU, or no NCCL.
         """
+        if not torch.cuda.is_available():
+            raise RuntimeError("no CUDA device here: NCCL has nothing to run on")
+        if not dist.is_nccl_available():
+            raise RuntimeError("this build of torch has no NCCL: install one for CUDA")
         pipeline, self._stage = position
         self._stages = stages
         self._device = device
@@ -47,10 +55,17 @@ class NcclGroups:
                 return None
             options = dist.ProcessGroupNCCL.Options()
             options._timeout = GROUP_TIMEOUT
+            # So that a member that dies while the communicator is made does not hold up the others for ever.
+            options.config.blocking = 0
             prefixed = PrefixStore(f"{generation}/{name}", client)
-            made = dist.ProcessGroupNCCL(prefixed, rank, size, options)
-            # Communicators are made at their first use; that must not fall into a step.
+            made: Any = dist.ProcessGroupNCCL(prefixed, rank, size, options)
+            # Communicators are made at their first use; that must not fall into a step, and nobody aborts
+            # groups that are still being built.
             made.eager_connect_single_device(device)
+            first_use = DeviceWork(made.allreduce([torch.zeros(1, device=device)]), device)
+            if not first_use.done_within(GROUP_TIMEOUT.total_seconds()):
+                made.abort()
+                raise RuntimeError(f"NCCL group {name}: a member did not come in time")
             return made
 
         self._down = group(f"pipeline{pipeline}/down", self._stage, stages)
@@ -83,7 +98,13 @@ class NcclGroups:
         return self._work(inward, lambda group: group.recv([incoming], there, 0)), sent
 
     def abort(self) -> None:
-        """Free the communicators though a peer is gone; calls that wait in them fail."""
+        """Free the communicators though a peer is gone; calls that wait in them fail.
+
+        Returns at once: it may take a while, and who calls us has to answer its agent.
+        """
+        threading.Thread(target=self._abort, name="nccl-abort", daemon=True).start()
+
+    def _abort(self) -> None:
         for group in (self._down, self._up, self._replicas):
             if group is not None:
                 group.abort()

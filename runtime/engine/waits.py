@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -103,3 +104,16 @@ class DeviceWork:
         torch.cuda.set_device(self._device)
         self._work.wait()
         torch.cuda.current_stream(self._device).synchronize()
+
+    def done_within(self, timeout_s: float) -> bool:
+        """Whether the device has done it by then; unlike `wait`, this comes back though a peer is dead."""
+        torch.cuda.set_device(self._device)
+        self._work.wait()
+        done: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record(torch.cuda.current_stream(self._device))
+        deadline_s = time.monotonic() + timeout_s
+        while not done.query():
+            if time.monotonic() > deadline_s:
+                return False
+            time.sleep(0.001)
+        return True
