@@ -138,7 +138,10 @@ class Planner:
             steps = steps_of(beyond(forecast.turns[: self.lookahead - 1]), self.interval_s)
             ahead = programme.values(steps, situation.usable)
             horizon_s = span_s + sum(step.span_s for step in steps)
-        worth = {option.layout: float(ahead[programme.index[option.layout]]) for option in options}
+
+        def worth(layout: Layout, owed_s: float) -> float:
+            return ahead.of(programme.index[layout], owed_s)
+
         running = situation.layout if situation.running else None
         choice = choose(self.profile, options, running, span_s, worth, horizon_s)
         layout = choice.option.layout

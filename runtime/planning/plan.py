@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from runtime.planning.costs import Cost
@@ -37,16 +37,20 @@ def choose(
     options: Sequence[Option],
     running: Layout | None,
     span_s: float,
-    ahead: Mapping[Layout, float],
+    ahead: Callable[[Layout, float], float],
     horizon_s: float,
 ) -> Choice:
-    """The best of `options` (not empty): what it commits in `span_s`, and is worth `ahead`. Staying wins."""
+    """The best of `options` (not empty): what it commits in `span_s`, and is worth after. Staying wins.
+
+    `ahead` tells what a layout is worth then, with so many seconds of its change left.
+    """
 
     def value(option: Option) -> float:
         prepare_s = min(option.cost.prepare_s, span_s)
         left_s = span_s - option.cost.total_s
         before = profile.samples_per_s(running) if running else 0.0
-        return prepare_s * before + left_s * profile.samples_per_s(option.layout) + ahead[option.layout]
+        now = prepare_s * before + max(0.0, left_s) * profile.samples_per_s(option.layout)
+        return now + ahead(option.layout, max(0.0, -left_s))
 
     ranked = sorted(
         options, key=lambda option: (-value(option), not option.stay, option.layout.positions, option.layout)

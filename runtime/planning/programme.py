@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import comb
 
 import numpy as np
@@ -26,6 +27,7 @@ from runtime.planning.types import Layout
 Vector = npt.NDArray[np.float64]
 CLOSE_S = 15.0  # changes closer than this are one change to a plan for a whole trace
 MOST_CLASSES = 4  # a stage that loses more replicas at once than this is treated as if it lost this many
+OWED_S = 60.0  # tables are made for a change with this left; others lie on the line through it
 REACH = 6  # how far from now an uncertain availability is followed, in instances
 
 
@@ -35,6 +37,19 @@ class Step:
 
     turns: tuple[Turn, ...]
     span_s: float
+
+
+@dataclass(frozen=True, eq=False)
+class Worth:
+    """What layouts are worth, in samples: when they train, and when OWED_S of a change are still before them."""
+
+    ready: Vector
+    owing: Vector
+
+    def of(self, number: int, owed_s: float) -> float:
+        """The worth of one layout with so many seconds of a change left."""
+        ready = float(self.ready[number])
+        return ready + (float(self.owing[number]) - ready) * owed_s / OWED_S
 
 
 class Programme:
@@ -58,11 +73,11 @@ class Programme:
         self._needs = np.array([instances_needed(layout, gpus) for layout in self.layouts], dtype=int)
         self._laws: dict[int, _Law] = {}
         self._prices: dict[int, tuple[Vector, Vector, Vector]] = {}
-        self._gains: dict[tuple[int, float], Vector] = {}
-        self._kept: dict[tuple[tuple[Step, ...], int], Vector] = {}
+        self._gains: dict[tuple[int, float, bool], tuple[Vector, Vector | None]] = {}
+        self._kept: dict[tuple[tuple[Step, ...], int], Worth] = {}
 
-    def values(self, steps: Sequence[Step], now: int) -> Vector:
-        """What each layout is worth before the first of `steps`, with `now` instances then, in samples.
+    def values(self, steps: Sequence[Step], now: int) -> Worth:
+        """What each layout is worth before the first of `steps`, with `now` instances then.
 
         After the last step nothing counts. A layout that cannot be kept is worth what the best change away
         from it is.
@@ -74,7 +89,7 @@ class Programme:
             self._kept[key] = self._values(steps, now)
         return self._kept[key]
 
-    def _values(self, steps: Sequence[Step], now: int) -> Vector:
+    def _values(self, steps: Sequence[Step], now: int) -> Worth:
         ranges = [(now, now)]
         for step in steps:
             low, high = ranges[-1]
@@ -85,53 +100,100 @@ class Programme:
             low, high = max(0, min(low, self._max_nodes)), max(0, min(high, self._max_nodes))
             ranges.append((min(low, high), high))
         low, high = ranges[-1]
-        value = np.zeros((high - low + 1, len(self.layouts)))
+        ready = np.zeros((high - low + 1, len(self.layouts)))
+        value = (ready, ready)
         for number in range(len(steps) - 1, -1, -1):
-            value = self._before(steps[number], ranges[number], ranges[number + 1], value)
-        return value[0]  # type: ignore[no-any-return]
+            may_owe = number == 0 or steps[number - 1].span_s < self._longest_s + OWED_S
+            value = self._before(steps[number], ranges[number], ranges[number + 1], value, may_owe)
+        return Worth(value[0][0], value[1][0])
 
-    def path_values(self, steps: Sequence[Step], counts: Sequence[int]) -> list[Vector]:
+    def path_values(self, steps: Sequence[Step], counts: Sequence[int]) -> list[Worth]:
         """For sure steps: what each layout is worth before each of them; after the last, nothing."""
-        value = np.zeros((1, len(self.layouts)))
-        found = [value[0]]
+        ready = np.zeros((1, len(self.layouts)))
+        value = (ready, ready)
+        found = [Worth(ready[0], ready[0])]
         for step, count in zip(reversed(steps), reversed(counts), strict=True):
             after = count - step.turns[0].losses + step.turns[0].gains
-            value = self._before(step, (count, count), (after, after), value)
-            found.append(value[0])
+            value = self._before(step, (count, count), (after, after), value, True)
+            found.append(Worth(value[0][0], value[1][0]))
         return found[::-1]
 
-    def _before(self, step: Step, counts: tuple[int, int], after: tuple[int, int], value: Vector) -> Vector:
-        """One step back: rows are availability (from `counts` or `after`), columns layouts."""
+    def _before(
+        self,
+        step: Step,
+        counts: tuple[int, int],
+        after: tuple[int, int],
+        value: tuple[Vector, Vector],
+        may_owe: bool,
+    ) -> tuple[Vector, Vector]:
+        """One step back: rows are availability (from `counts` or `after`), columns layouts.
+
+        Of the two tables the first is for a layout that trains, the second for one that still has OWED_S of a
+        change before it; that one is only made if it `may_owe`.
+        """
         if not self.layouts:
-            return np.zeros((counts[1] - counts[0] + 1, 0))
+            nothing = np.zeros((counts[1] - counts[0] + 1, 0))
+            return nothing, nothing
         before = np.arange(counts[0], counts[1] + 1)
         fits = np.arange(after[0], after[1] + 1)[:, None] >= self._needs
-        worth = np.where(fits, value, -np.inf)
-        stuck = ~fits.any(axis=1)
-        best: dict[int, Vector] = {}
-        total = np.zeros((len(before), len(self.layouts)))
-        for turn in step.turns:
-            law = self._law(turn.losses)
-            law.fill(before.tolist())
-            then = np.clip(before - np.minimum(turn.losses, before) + turn.gains, *after) - after[0]
-            for lost, chances in enumerate(law.chances):
-                if lost not in best:
-                    gain = self._gain(lost, step.span_s)
-                    best[lost] = (gain + worth[:, None, :]).max(axis=2)
-                    best[lost][stuck] = 0.0
-                total += turn.probability * chances[before] * best[lost][then]
-        return total
+        ready = np.where(fits, value[0], -np.inf)
+        drag = value[1] - value[0]  # what owing OWED_S is worth: nothing or less
+        stuck = np.asarray(~fits.any(axis=1))
+        tables = []
+        for owing in (False, True) if may_owe else (False,):
+            best: dict[int, Vector] = {}
+            total = np.zeros((len(before), len(self.layouts)))
+            for turn in step.turns:
+                law = self._law(turn.losses)
+                law.fill(before.tolist())
+                then = np.clip(before - np.minimum(turn.losses, before) + turn.gains, *after) - after[0]
+                for lost, chances in enumerate(law.chances):
+                    if lost not in best:
+                        best[lost] = self._best(lost, step.span_s, ready, drag, stuck, owing)
+                    total += turn.probability * chances[before] * best[lost][then]
+            tables.append(total)
+        return tables[0], tables[-1]
 
-    def _gain(self, lost: int, span_s: float) -> Vector:
-        """Samples committed in a step, by layout left (row) and layout taken (column)."""
-        key = (lost, span_s)
+    def _best(
+        self, lost: int, span_s: float, ready: Vector, drag: Vector, stuck: npt.NDArray[np.bool_], owing: bool
+    ) -> Vector:
+        """By availability and layout left: the samples of a step and all after it, by the best layout taken."""
+        gain, owed = self._gain(lost, span_s, owing)
+        if owed is None:
+            best = (gain + ready[:, None, :]).max(axis=2)
+        else:
+            best = (gain + ready[:, None, :] + owed * drag[:, None, :]).max(axis=2)
+        best[stuck] = 0.0
+        return best  # type: ignore[no-any-return]
+
+    def _gain(self, lost: int, span_s: float, owing: bool) -> tuple[Vector, Vector | None]:
+        """By layout left (row) and layout taken (column): the samples of a step, and what is owed after it.
+
+        What is owed is in units of OWED_S; None where nothing is. With `owing`, OWED_S of an earlier change
+        come before all else: one that is given up has to be begun again, which takes as long at least.
+        """
+        key = (lost, span_s, owing)
         if key not in self._gains:
             if len(self._gains) > 256:
                 self._gains.clear()
             prepare_s, pause_s, running = self._price(lost)
-            prepared_s = np.minimum(prepare_s, span_s)
-            self._gains[key] = prepared_s * running[:, None] + self.rate * (span_s - prepare_s - pause_s)
+            total_s = prepare_s + pause_s
+            if owing:
+                running = np.zeros_like(running)
+                total_s = total_s + OWED_S
+            gain = np.minimum(prepare_s, span_s) * running[:, None] + self.rate * np.maximum(
+                span_s - total_s, 0.0
+            )
+            owed = np.maximum(total_s - span_s, 0.0) / OWED_S
+            self._gains[key] = gain, (owed if owed.any() else None)
         return self._gains[key]
+
+    @cached_property
+    def _longest_s(self) -> float:
+        """How long the dearest change takes."""
+        deepest = max((layout.pipelines for layout in self.layouts), default=0)
+        prices = [self._price(lost) for lost in range(min(deepest, MOST_CLASSES) + 1)]
+        return max((float((prepare_s + pause_s).max()) for prepare_s, pause_s, _ in prices), default=0.0)
 
     def _price(self, lost: int) -> tuple[Vector, Vector, Vector]:
         """Seconds of preparation and pause from each layout to each, and what the first trains meanwhile."""
@@ -296,7 +358,7 @@ class Foresight:
         """Seconds to the end of what is known."""
         return max(self._end_s - now_s, 1e-9)
 
-    def ahead(self, now_s: float) -> tuple[float, Vector]:
+    def ahead(self, now_s: float) -> tuple[float, Worth]:
         """Seconds to the next change, and what each layout is worth before it."""
         number = bisect_right(self._times_s, now_s)
         until_s = self._times_s[number] if number < len(self._times_s) else self._end_s
