@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import comb
+from math import comb, log
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,9 @@ Vector = npt.NDArray[np.float64]
 CLOSE_S = 15.0  # changes closer than this are one change to a plan for a whole trace
 MOST_CLASSES = 4  # a stage that loses more replicas at once than this is treated as if it lost this many
 OWED_S = 60.0  # tables are made for a change with this left; others lie on the line through it
+EVENTS_AHEAD = 4.0  # a plan looks so many events ahead
+FARTHEST = 720  # but no more intervals than these
+BUSIEST = 0.7  # the most likely that a step of merged intervals may make an event
 REACH = 6  # how far from now an uncertain availability is followed, in instances
 
 
@@ -272,15 +275,18 @@ class _Law:
 
 
 def beyond(turns: Sequence[tuple[Turn, ...]]) -> tuple[tuple[Turn, ...], ...]:
-    """The look-ahead and what lies beyond: where it ends uncertain, twice as much again like its end.
+    """The look-ahead and what lies beyond: where it ends uncertain, drawn out by more of its end.
 
-    Without it no change would pay near the end of the look-ahead, though the job goes on. A look-ahead that
-    ends sure of itself is taken at its word and not drawn out.
+    Without it no change would pay near the end of the look-ahead, though the job goes on. The calmer the end,
+    the longer a change may take to pay for itself, and the farther it is drawn out: to about so many events
+    as make the layouts of now irrelevant. A look-ahead that ends sure of itself is taken at its word.
     """
     turns = tuple(turns)
     if not turns or len(turns[-1]) == 1:
         return turns
-    return turns + (turns[-1],) * (2 * len(turns))
+    eventful = 1 - _quiet(turns[-1])
+    more = min(FARTHEST, max(2 * len(turns), round(EVENTS_AHEAD / max(eventful, 1e-9))))
+    return turns + (turns[-1],) * more
 
 
 def steps_of(turns: Sequence[tuple[Turn, ...]], interval_s: float) -> tuple[Step, ...]:
@@ -304,8 +310,9 @@ def steps_of(turns: Sequence[tuple[Turn, ...]], interval_s: float) -> tuple[Step
                 steps += [Step(run, interval_s)] * left
         else:
             width, following = 1, 1
+            widest = max(1, int(log(1 - BUSIEST) / log(max(1e-9, min(_quiet(run), 1 - 1e-9)))))
             while left:
-                width = min(width, left)
+                width = min(width, left, widest)
                 steps.append(Step(_times(run, width), interval_s * width))
                 left -= width
                 width, following = following, width + following
@@ -319,9 +326,13 @@ def steps_of(turns: Sequence[tuple[Turn, ...]], interval_s: float) -> tuple[Step
     return tuple(merged)
 
 
+def _quiet(turns: tuple[Turn, ...]) -> float:
+    return sum(turn.probability for turn in turns if not (turn.losses or turn.gains))
+
+
 def _times(turns: tuple[Turn, ...], count: int) -> tuple[Turn, ...]:
     """What `count` intervals bring, taken as one: at most one event, as likely as in all of them."""
-    quiet = sum(turn.probability for turn in turns if not (turn.losses or turn.gains))
+    quiet = _quiet(turns)
     if count == 1 or quiet <= 0 or quiet >= 1:
         return turns
     more = (1 - quiet**count) / (1 - quiet)
