@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from runtime.planning.arima import Arima
 from runtime.planning.errors import InputError
-from runtime.planning.forecast import Forecaster, Hazard, LastValue
+from runtime.planning.forecast import Forecaster, LastValue
+from runtime.planning.hazard import Hazard
 from runtime.planning.prior import PriorRates
 
 DEFAULT = "hazard"
@@ -18,9 +19,7 @@ FORECASTERS: dict[str, Callable[[], Forecaster]] = {
 }
 
 
-def forecaster_named(
-    name: str, prior: PriorRates | None = None, interval_s: float = 60.0
-) -> Forecaster:
+def forecaster_named(name: str, prior: PriorRates | None = None, interval_s: float = 60.0) -> Forecaster:
     """The forecaster of this name; "default" is the one that does best over many traces.
 
     `prior` is heeded by those that have a use for it; `interval_s` is in the cloud's time.

@@ -99,7 +99,8 @@ class Programme:
             low -= max(turn.losses - turn.gains for turn in step.turns)
             high += max(turn.gains - turn.losses for turn in step.turns)
             if len(step.turns) > 1:
-                low, high = max(low, now - REACH), min(high, now + REACH)
+                deepest = max(REACH, *(turn.losses for turn in step.turns))
+                low, high = max(low, now - deepest), min(high, now + REACH)
             low, high = max(0, min(low, self._max_nodes)), max(0, min(high, self._max_nodes))
             ranges.append((min(low, high), high))
         low, high = ranges[-1]

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.planning.errors import InputError
-from runtime.planning.forecast import QUIET, Hazard, LastValue, Oracle, Turn, path_forecast
+from runtime.planning.forecast import QUIET, LastValue, Oracle, Turn, path_forecast
 from runtime.planning.forecasters import FORECASTERS, forecaster_named
+from runtime.planning.hazard import Hazard
 from runtime.planning.prior import PriorRates
 from runtime.planning.programme import Programme, Step, steps_of
 from tests.planning.fixtures import tables
