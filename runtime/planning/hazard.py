@@ -26,7 +26,7 @@ class Hazard:
 
     half_life: float = 120.0
     guess_weight: float = 20.0
-    guessed_rate: float = 0.05
+    guessed_rate: float = 0.07
     sizes_weight: float = 2.0
     prior: PriorRates | None = None
     interval_s: float = 60.0

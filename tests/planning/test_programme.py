@@ -15,6 +15,7 @@ from runtime.planning.forecasters import FORECASTERS, forecaster_named
 from runtime.planning.hazard import Hazard
 from runtime.planning.prior import PriorRates
 from runtime.planning.programme import Programme, Step, steps_of
+from runtime.planning.types import Layout
 from tests.planning.fixtures import tables
 
 
@@ -27,7 +28,7 @@ def test_quiet_steps_are_worth_their_time() -> None:
     """When nothing happens the best layout is worth its rate times the time, less nothing."""
     programme = _programme()
     best = int(np.argmax(programme.rate))
-    value = programme.values([Step(QUIET, 600.0)], 32)
+    value = programme.values([Step(QUIET, 600.0)], 32).ready
     assert value[best] == pytest.approx(programme.rate[best] * 600)
     assert (value <= value[best] + 1e-9).all()
 
@@ -49,7 +50,31 @@ def test_the_value_is_the_best_plan_of_all_when_losses_are_sure() -> None:
             before = layout
         else:
             best = max(best, total)
-    assert programme.values(steps, 16)[0] == pytest.approx(best)
+    assert programme.values(steps, 16).ready[0] == pytest.approx(best)
+
+
+def test_what_is_left_of_a_change_is_carried_into_the_next_step() -> None:
+    """Steps shorter than a change: the rest of it is paid later, at any layout; a slow one is no discount."""
+    programme = _programme()
+    profile, _ = tables("gpt3-6b", "artifact", 32)
+    span_s, start = 10.0, programme.layouts[0]
+
+    def follow(path: tuple[Layout, ...], owed_s: float = 0.0) -> float:
+        total, before = 0.0, start
+        for layout in path:
+            owed_s += programme.cost(before, layout, 0).total_s
+            total += profile.samples_per_s(layout) * max(0.0, span_s - owed_s)
+            owed_s, before = max(0.0, owed_s - span_s), layout
+        return total
+
+    steps = [Step((Turn(0, 0, 1.0),), span_s)] * 30
+    worth = programme.values(steps, 26)
+    fitting = [layout for layout in programme.layouts if layout.positions <= 26]
+    best = max(follow((layout,) * 30) for layout in fitting)
+    assert worth.ready[0] == pytest.approx(best, rel=0.01)
+    best = max(follow((layout,) * 30, 30.0) for layout in fitting)
+    assert worth.of(0, 30.0) == pytest.approx(best, rel=0.01)
+    assert worth.owing[0] < worth.ready[0]
 
 
 @given(st.integers(12, 31), st.integers(0, 4), st.integers(0, 4))
@@ -58,7 +83,7 @@ def test_a_plan_with_more_nodes_is_never_worse(nodes: int, losses: int, gains: i
     """One more instance, the same losses and gains: no layout is worth less."""
     programme = _programme()
     steps = [Step((Turn(losses, 0, 0.3), Turn(0, gains, 0.3), Turn(0, 0, 0.4)), 60.0)] * 3
-    fewer, more = programme.values(steps, nodes), programme.values(steps, nodes + 1)
+    fewer, more = programme.values(steps, nodes).ready, programme.values(steps, nodes + 1).ready
     fits = np.array([layout.positions <= nodes for layout in programme.layouts])
     assert (more[fits] >= fewer[fits] - 1e-6).all()
 
@@ -68,8 +93,8 @@ def test_a_plan_with_more_nodes_is_never_worse(nodes: int, losses: int, gains: i
 def test_more_losses_are_never_worth_more(nodes: int, losses: int) -> None:
     """Whatever runs, one more loss ahead does not raise its value."""
     programme = _programme()
-    few = programme.values([Step((Turn(losses, 0, 1.0),), 60.0)], nodes)
-    more = programme.values([Step((Turn(losses + 1, 0, 1.0),), 60.0)], nodes)
+    few = programme.values([Step((Turn(losses, 0, 1.0),), 60.0)], nodes).ready
+    more = programme.values([Step((Turn(losses + 1, 0, 1.0),), 60.0)], nodes).ready
     fits = np.array([layout.positions <= nodes for layout in programme.layouts])
     assert (more[fits] <= few[fits] + 1e-6).all()
 
