@@ -44,7 +44,7 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Worth:
-    """What layouts are worth, in samples: when they train, and when OWED_S of a change are still before them."""
+    """What layouts are worth, in samples: when they train, and with OWED_S of a change still before them."""
 
     ready: Vector
     owing: Vector
@@ -143,6 +143,7 @@ class Programme:
         ready = np.where(fits, value[0], -np.inf)
         drag = value[1] - value[0]  # what owing OWED_S is worth: nothing or less
         stuck = np.asarray(~fits.any(axis=1))
+        stuck_worth = self._stuck_worth(value)
         tables = []
         for owing in (False, True) if may_owe else (False,):
             best: dict[int, Vector] = {}
@@ -153,22 +154,22 @@ class Programme:
                 then = np.clip(before - np.minimum(turn.losses, before) + turn.gains, *after) - after[0]
                 for lost, chances in enumerate(law.chances):
                     if lost not in best:
-                        best[lost] = self._best(lost, step.span_s, ready, drag, stuck, owing)
+                        best[lost] = self._best(lost, step.span_s, ready, drag, owing)
+                        best[lost][stuck] = stuck_worth[stuck]
                     total += turn.probability * chances[before] * best[lost][then]
             tables.append(total)
         return tables[0], tables[-1]
 
-    def _best(
-        self, lost: int, span_s: float, ready: Vector, drag: Vector, stuck: npt.NDArray[np.bool_], owing: bool
-    ) -> Vector:
-        """By availability and layout left: the samples of a step and all after it, by the best layout taken."""
+    def _stuck_worth(self, value: tuple[Vector, Vector]) -> Vector:
+        """What a step is worth in which nothing can train: time passes, and then there is a start to pay."""
+        return value[1]
+
+    def _best(self, lost: int, span_s: float, ready: Vector, drag: Vector, owing: bool) -> Vector:
+        """By availability and layout left: the samples of a step and after it, by the best layout taken."""
         gain, owed = self._gain(lost, span_s, owing)
         if owed is None:
-            best = (gain + ready[:, None, :]).max(axis=2)
-        else:
-            best = (gain + ready[:, None, :] + owed * drag[:, None, :]).max(axis=2)
-        best[stuck] = 0.0
-        return best  # type: ignore[no-any-return]
+            return (gain + ready[:, None, :]).max(axis=2)  # type: ignore[no-any-return]
+        return (gain + ready[:, None, :] + owed * drag[:, None, :]).max(axis=2)  # type: ignore[no-any-return]
 
     def _gain(self, lost: int, span_s: float, owing: bool) -> tuple[Vector, Vector | None]:
         """By layout left (row) and layout taken (column): the samples of a step, and what is owed after it.

@@ -20,10 +20,14 @@ MOST_LAYOUTS = 160  # that are weighed; more than any measured profile has
 
 
 class _Lenient(Programme):
-    """A step never costs more than itself: what a change still owes when the next one comes is forgiven."""
+    """What is left of a change when the next one comes is forgiven, and after a halt the start is free."""
 
-    def _gain(self, lost: int, span_s: float) -> Vector:
-        return np.maximum(super()._gain(lost, span_s), 0.0)
+    def _gain(self, lost: int, span_s: float, owing: bool) -> tuple[Vector, Vector | None]:
+        return super()._gain(lost, span_s, owing)[0], None
+
+    def _stuck_worth(self, value: tuple[Vector, Vector]) -> Vector:
+        best = value[0].max(axis=1, keepdims=True) if value[0].shape[1] else value[0]
+        return np.broadcast_to(best, value[0].shape)
 
 
 def expected_bound(setup: ReplaySetup) -> float | None:
@@ -54,18 +58,16 @@ def expected_bound(setup: ReplaySetup) -> float | None:
         counts.append(after[-1])
         after.append(after[-1] + int(gained - lost))
     values = programme.path_values(steps, counts)
-    total, idle, started = 0.0, True, False
     for number, (step, count) in enumerate(zip(steps, after[1:], strict=True)):
-        fitting = [index for index, layout in enumerate(programme.layouts) if layout.positions <= count]
-        if fitting and idle:
-            starts_s = [0.0 if started else _start_s(setup, programme, index) for index in fitting]
-            total += max(
-                programme.rate[index] * max(0.0, step.span_s - start_s) + values[number + 1][index]
-                for index, start_s in zip(fitting, starts_s, strict=True)
-            )
-            started = True
-        idle = not fitting
-    return float(total)
+        starts = [
+            programme.rate[index] * max(0.0, step.span_s - _start_s(setup, programme, index))
+            + values[number + 1].ready[index]
+            for index, layout in enumerate(programme.layouts)
+            if layout.positions <= count
+        ]
+        if starts:
+            return float(max(starts))
+    return 0.0
 
 
 def _start_s(setup: ReplaySetup, programme: Programme, index: int) -> float:
