@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import exp, log
 
@@ -12,7 +12,19 @@ from runtime.planning.prior import PriorRates
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # clusters are counted as the nearest of these
 GUESSED_SIZES = ((1, 0.5), (2, 0.25), (3, 0.15), (4, 0.1))  # before anything was seen
+SMALLEST = 1e-4  # chances below this are none
+MOST_EVENTFUL = 0.95  # however much happens, an interval without an event is possible
 ROUNDING = 5  # rates are kept to 1 in so many of a factor e
+
+
+@dataclass
+class _Seen:
+    """What the past says of losses or of gains, the late past weighing more."""
+
+    events: float = 0.0
+    hot_events: float = 0.0  # those soon after another of their kind
+    hot: float = 0.0  # intervals soon after one
+    sizes: dict[int, float] = field(default_factory=lambda: dict.fromkeys(SIZES, 0.0))
 
 
 @dataclass(frozen=True)
@@ -21,57 +33,84 @@ class Hazard:
 
     An interval of the past weighs half as much every `half_life` intervals. What was seen is mixed with a
     guess of `guessed_rate` events an interval, which weighs `guess_weight` intervals, or with a `prior` where
-    there is one. Rates are rounded to steps of some percent, so that tables can be kept.
+    there is one. For `burst` intervals after a loss the rate of losses is that seen soon after losses, mixed
+    with `burst_weight` intervals of the common rate; the same for gains. Rates are rounded to steps of some
+    percent, so that tables can be kept.
     """
 
     half_life: float = 120.0
     guess_weight: float = 20.0
     guessed_rate: float = 0.07
     sizes_weight: float = 2.0
+    burst: int = 3
+    burst_weight: float = 10.0
     prior: PriorRates | None = None
     interval_s: float = 60.0
     name: str = "hazard"
 
     def forecast(self, history: Sequence[int], horizon: int, now_s: float) -> Forecast:
         """See `Forecaster`."""
-        turns = self.turns(history)
-        drift = sum(turn.probability * (turn.gains - turn.losses) for turn in turns)
-        now = history[-1] if history else 0
-        return Forecast((turns,) * horizon, tuple(max(0.0, now + drift * (h + 1)) for h in range(horizon)))
+        soon, later, age = self._look(history)
+        turns = tuple(soon if h < max(0, self.burst - age) else later for h in range(horizon))
+        mean, expected = float(history[-1] if history else 0), []
+        for interval in turns:
+            mean = max(0.0, mean + sum(turn.probability * (turn.gains - turn.losses) for turn in interval))
+            expected.append(mean)
+        return Forecast(turns, tuple(expected))
 
     def turns(self, history: Sequence[int]) -> tuple[Turn, ...]:
-        """The distribution of what one interval brings."""
+        """The distribution of what an interval brings, bursts aside."""
+        return self._look(history)[1]
+
+    def _look(self, history: Sequence[int]) -> tuple[tuple[Turn, ...], tuple[Turn, ...], int]:
+        """What an interval brings soon and later, and how many intervals ago the last event was."""
         decay = 0.5 ** (1 / self.half_life)
-        weight, total = 1.0, 0.0
-        seen: dict[int, float] = {}
         changes = [after - before for before, after in pairwise(history)]
-        for change in reversed(changes):
-            if change:
-                seen[change] = seen.get(change, 0.0) + weight
+        losses, gains = _Seen(), _Seen()
+        total, weight = 0.0, decay ** len(changes)
+        since = {-1: self.burst, 1: self.burst}  # intervals since the last loss and gain
+        for change in changes:
+            weight /= decay
             total += weight
-            weight *= decay
+            for sign, seen in ((-1, losses), (1, gains)):
+                hot = since[sign] < self.burst
+                seen.hot += weight * hot
+                since[sign] += 1
+                if change * sign > 0:
+                    seen.events += weight
+                    seen.hot_events += weight * hot
+                    seen.sizes[min(SIZES, key=lambda size: abs(size - abs(change)))] += weight
+                    since[sign] = 0
         guess, guess_weight = (self.guessed_rate, self.guessed_rate), self.guess_weight
         if self.prior is not None:
             guess = self.prior.events(history[-1] if history else 0, self.interval_s)
             guess_weight = self.prior.weight_h * 3600 / self.interval_s
-        result: list[Turn] = []
-        for sign, guessed in zip((-1, 1), guess, strict=True):
-            masses = dict.fromkeys(SIZES, 0.0)
-            for change, mass in seen.items():
-                if change * sign > 0:
-                    masses[min(SIZES, key=lambda size: abs(size - abs(change)))] += mass
-            events = sum(masses.values())
-            rate = (events + guessed * guess_weight) / (total + guess_weight)
-            for size, share in GUESSED_SIZES:
-                masses[size] += share * self.sizes_weight
-            for size, mass in masses.items():
-                chance = rate * mass / (events + self.sizes_weight)
-                if chance > 1e-4:
-                    chance = exp(round(log(chance) * ROUNDING) / ROUNDING)
-                    result.append(Turn(size if sign < 0 else 0, size if sign > 0 else 0, chance))
-        quiet = 1.0 - sum(turn.probability for turn in result)
-        if quiet < 0.05:
-            scale = 0.95 / (1 - quiet)
-            result = [Turn(turn.losses, turn.gains, turn.probability * scale) for turn in result]
-            quiet = 1.0 - sum(turn.probability for turn in result)
-        return (Turn(0, 0, quiet), *result)
+        soon: list[Turn] = []
+        later: list[Turn] = []
+        for sign, seen, guessed in zip((-1, 1), (losses, gains), guess, strict=True):
+            rate = (seen.events + guessed * guess_weight) / (total + guess_weight)
+            burst = (seen.hot_events + rate * self.burst_weight) / (seen.hot + self.burst_weight)
+            later += self._by_size(sign, rate, seen)
+            soon += self._by_size(sign, burst if since[sign] < self.burst else rate, seen)
+        return _whole(soon), _whole(later), min(since.values())
+
+    def _by_size(self, sign: int, rate: float, seen: _Seen) -> list[Turn]:
+        """Events of one kind, their rate shared out by cluster size."""
+        shares = dict(GUESSED_SIZES)
+        turns = []
+        for size, mass in seen.sizes.items():
+            mass += shares.get(size, 0.0) * self.sizes_weight
+            chance = rate * mass / (seen.events + self.sizes_weight)
+            if chance > SMALLEST:
+                chance = exp(round(log(chance) * ROUNDING) / ROUNDING)
+                turns.append(Turn(size if sign < 0 else 0, size if sign > 0 else 0, chance))
+        return turns
+
+
+def _whole(events: list[Turn]) -> tuple[Turn, ...]:
+    """The events of an interval and, for what is left of certainty, none."""
+    some = sum(turn.probability for turn in events)
+    if some > MOST_EVENTFUL:
+        events = [Turn(turn.losses, turn.gains, turn.probability * MOST_EVENTFUL / some) for turn in events]
+        some = MOST_EVENTFUL
+    return (Turn(0, 0, 1.0 - some), *events)
