@@ -43,7 +43,7 @@ class Hazard:
     guessed_rate: float = 0.07
     sizes_weight: float = 2.0
     burst: int = 3
-    burst_weight: float = 10.0
+    burst_weight: float = 30.0
     prior: PriorRates | None = None
     interval_s: float = 60.0
     name: str = "hazard"

@@ -30,7 +30,7 @@ MOST_CLASSES = 4  # a stage that loses more replicas at once than this is treate
 OWED_S = 60.0  # tables are made for a change with this left; others lie on the line through it
 EVENTS_AHEAD = 4.0  # a plan looks so many events ahead
 FARTHEST = 720  # but no more intervals than these
-BUSIEST = 0.7  # the most likely that a step of merged intervals may make an event
+BUSIEST = 0.85  # the most likely that a step of merged intervals may make an event
 REACH = 6  # how far from now an uncertain availability is followed, in instances
 
 
