@@ -8,10 +8,11 @@ from functools import cached_property
 
 from runtime.planning.costs import Change, Cost, CostModel
 from runtime.planning.forecast import Forecast, Forecaster
+from runtime.planning.horizon import beyond, steps_of
 from runtime.planning.migration import sketch_change
 from runtime.planning.plan import Option, choose
 from runtime.planning.profile import Profile
-from runtime.planning.programme import Foresight, Programme, beyond, steps_of
+from runtime.planning.programme import Foresight, Programme
 from runtime.planning.types import Layout, MigrationKind
 
 SHELF = 16  # availabilities that share tables
@@ -117,9 +118,7 @@ class Planner:
             layouts, key = (*layouts, current), (shelf, current)
         if len(self._programmes) >= MOST_SHELVES:
             self._programmes.clear()
-        self._programmes[key] = Programme(
-            self.profile, self.costs, layouts, self.max_nodes, gpus=self.gpus
-        )
+        self._programmes[key] = Programme(self.profile, self.costs, layouts, self.max_nodes, gpus=self.gpus)
         return self._programmes[key]
 
     def _best(

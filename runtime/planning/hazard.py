@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from functools import lru_cache
 from math import exp, log
+
+import numpy as np
+import numpy.typing as npt
 
 from runtime.planning.forecast import Forecast, Turn
 from runtime.planning.prior import PriorRates
 
+Counts = npt.NDArray[np.int_]
+Weights = npt.NDArray[np.float64]
+
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # clusters are counted as the nearest of these
 GUESSED_SIZES = ((1, 0.5), (2, 0.25), (3, 0.15), (4, 0.1))  # before anything was seen
-SMALLEST = 1e-4  # chances below this are none
+SMALLEST = 3e-4  # chances below this are none
 MOST_EVENTFUL = 0.95  # however much happens, an interval without an event is possible
 ROUNDING = 5  # rates are kept to 1 in so many of a factor e
 
@@ -64,23 +70,12 @@ class Hazard:
 
     def _look(self, history: Sequence[int]) -> tuple[tuple[Turn, ...], tuple[Turn, ...], int]:
         """What an interval brings soon and later, and how many intervals ago the last event was."""
-        decay = 0.5 ** (1 / self.half_life)
-        changes = [after - before for before, after in pairwise(history)]
-        losses, gains = _Seen(), _Seen()
-        total, weight = 0.0, decay ** len(changes)
-        since = {-1: self.burst, 1: self.burst}  # intervals since the last loss and gain
-        for change in changes:
-            weight /= decay
-            total += weight
-            for sign, seen in ((-1, losses), (1, gains)):
-                hot = since[sign] < self.burst
-                seen.hot += weight * hot
-                since[sign] += 1
-                if change * sign > 0:
-                    seen.events += weight
-                    seen.hot_events += weight * hot
-                    seen.sizes[min(SIZES, key=lambda size: abs(size - abs(change)))] += weight
-                    since[sign] = 0
+        changes = np.diff(np.array(history, dtype=int)) if len(history) > 1 else np.zeros(0, dtype=int)
+        weights = 0.5 ** (np.arange(len(changes))[::-1] / self.half_life)
+        total = float(weights.sum())
+        losses, loss_age = self._seen(-changes, weights)
+        gains, gain_age = self._seen(changes, weights)
+        since = {-1: loss_age, 1: gain_age}
         guess, guess_weight = (self.guessed_rate, self.guessed_rate), self.guess_weight
         if self.prior is not None:
             guess = self.prior.events(history[-1] if history else 0, self.interval_s)
@@ -94,6 +89,22 @@ class Hazard:
             soon += self._by_size(sign, burst if since[sign] < self.burst else rate, seen)
         return _whole(soon), _whole(later), min(since.values())
 
+    def _seen(self, changes: Counts, weights: Weights) -> tuple[_Seen, int]:
+        """What the past says of changes above zero, and how many intervals ago the last of them was."""
+        events = changes > 0
+        hot = np.zeros_like(events)
+        for after in range(1, min(self.burst, len(events)) + 1):
+            hot[after:] |= events[:-after]
+        seen = _Seen(
+            events=float(weights[events].sum()),
+            hot_events=float(weights[events & hot].sum()),
+            hot=float(weights[hot].sum()),
+        )
+        for size, weight in zip(changes[events].tolist(), weights[events].tolist(), strict=True):
+            seen.sizes[_nearest(size)] += weight
+        last = np.flatnonzero(events[::-1][: self.burst])
+        return seen, int(last[0]) if len(last) else self.burst
+
     def _by_size(self, sign: int, rate: float, seen: _Seen) -> list[Turn]:
         """Events of one kind, their rate shared out by cluster size."""
         shares = dict(GUESSED_SIZES)
@@ -105,6 +116,11 @@ class Hazard:
                 chance = exp(round(log(chance) * ROUNDING) / ROUNDING)
                 turns.append(Turn(size if sign < 0 else 0, size if sign > 0 else 0, chance))
         return turns
+
+
+@lru_cache(maxsize=1024)
+def _nearest(size: int) -> int:
+    return min(SIZES, key=lambda known: abs(known - size))
 
 
 def _whole(events: list[Turn]) -> tuple[Turn, ...]:

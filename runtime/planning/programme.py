@@ -11,13 +11,14 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import comb, log
+from math import comb
 
 import numpy as np
 import numpy.typing as npt
 
-from runtime.planning.costs import NO_COST, Cost, CostModel
-from runtime.planning.forecast import QUIET, Turn
+from runtime.planning.costs import NO_COST, Change, Cost, CostModel
+from runtime.planning.forecast import Turn
+from runtime.planning.horizon import Step
 from runtime.planning.migration import sketch_change
 from runtime.planning.placement import chosen_placement, instances_needed
 from runtime.planning.preemption import stage_ways
@@ -28,18 +29,7 @@ Vector = npt.NDArray[np.float64]
 CLOSE_S = 15.0  # changes closer than this are one change to a plan for a whole trace
 MOST_CLASSES = 4  # a stage that loses more replicas at once than this is treated as if it lost this many
 OWED_S = 60.0  # tables are made for a change with this left; others lie on the line through it
-EVENTS_AHEAD = 4.0  # a plan looks so many events ahead
-FARTHEST = 720  # but no more intervals than these
-BUSIEST = 0.85  # the most likely that a step of merged intervals may make an event
 REACH = 6  # how far from now an uncertain availability is followed, in instances
-
-
-@dataclass(frozen=True)
-class Step:
-    """What happens at the start of a step, and how long it lasts in seconds."""
-
-    turns: tuple[Turn, ...]
-    span_s: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +65,7 @@ class Programme:
         self.rate = np.array([profile.samples_per_s(layout) for layout in self.layouts])
         self._needs = np.array([instances_needed(layout, gpus) for layout in self.layouts], dtype=int)
         self._laws: dict[int, _Law] = {}
+        self._known_odds: dict[tuple[tuple[Turn, ...], tuple[int, int]], list[tuple[list[int], Vector]]] = {}
         self._prices: dict[int, tuple[Vector, Vector, Vector]] = {}
         self._gains: dict[tuple[int, float, bool], tuple[Vector, Vector | None]] = {}
         self._kept: dict[tuple[tuple[Step, ...], int], Worth] = {}
@@ -143,22 +134,38 @@ class Programme:
         ready = np.where(fits, value[0], -np.inf)
         drag = value[1] - value[0]  # what owing OWED_S is worth: nothing or less
         stuck = np.asarray(~fits.any(axis=1))
-        stuck_worth = self._stuck_worth(value)
+        stuck_worth = self._stuck_worth(value)[stuck]
+        then = np.stack([before - np.minimum(turn.losses, before) + turn.gains for turn in step.turns])
+        then = np.clip(then, *after) - after[0]
+        odds = self._odds(step.turns, counts)
         tables = []
         for owing in (False, True) if may_owe else (False,):
-            best: dict[int, Vector] = {}
             total = np.zeros((len(before), len(self.layouts)))
-            for turn in step.turns:
-                law = self._law(turn.losses)
-                law.fill(before.tolist())
-                then = np.clip(before - np.minimum(turn.losses, before) + turn.gains, *after) - after[0]
-                for lost, chances in enumerate(law.chances):
-                    if lost not in best:
-                        best[lost] = self._best(lost, step.span_s, ready, drag, owing)
-                        best[lost][stuck] = stuck_worth[stuck]
-                    total += turn.probability * chances[before] * best[lost][then]
+            for lost, (number, chances) in enumerate(odds):
+                best = self._best(lost, step.span_s, ready, drag, owing)
+                best[stuck] = stuck_worth
+                total += (chances * best[then[number]]).sum(axis=0)
             tables.append(total)
         return tables[0], tables[-1]
+
+    def _odds(self, turns: tuple[Turn, ...], counts: tuple[int, int]) -> list[tuple[list[int], Vector]]:
+        """By class: the turns that can bring it about, and how likely each does, by count and layout."""
+        key = (turns, counts)
+        if key not in self._known_odds:
+            if len(self._known_odds) > 256:
+                self._known_odds.clear()
+            before = range(counts[0], counts[1] + 1)
+            laws = [self._law(turn.losses) for turn in turns]
+            for law in laws:
+                law.fill(before)
+            found = []
+            for lost in range(max(len(law.chances) for law in laws)):
+                able = [number for number, law in enumerate(laws) if lost < len(law.chances)]
+                rows = slice(counts[0], counts[1] + 1)
+                chances = [turns[number].probability * laws[number].chances[lost, rows] for number in able]
+                found.append((able, np.stack(chances)))
+            self._known_odds[key] = found
+        return self._known_odds[key]
 
     def _stuck_worth(self, value: tuple[Vector, Vector]) -> Vector:
         """What a step is worth in which nothing can train: time passes, and then there is a start to pay."""
@@ -219,7 +226,10 @@ class Programme:
             return NO_COST
         hit = min(before.stages, self._gpus)  # the stages of an instance lose their replicas together
         survivors = [before.pipelines - lost] * hit + [before.pipelines] * (before.stages - hit)
-        change = sketch_change(self._profile, before, survivors, lost * hit, after, self._noticed or not lost)
+        noticed = self._noticed or not lost
+        return self._priced(sketch_change(self._profile, before, survivors, lost * hit, after, noticed))
+
+    def _priced(self, change: Change) -> Cost:
         return self._costs.cost(self._profile, change)
 
     def _law(self, losses: int) -> _Law:
@@ -274,74 +284,6 @@ class _Law:
                 kept = max(below, hit / total)  # a bound may lie below what is exact with fewer losses
                 self.chances[lost, count, number] = kept - below
                 below = kept
-
-
-def beyond(turns: Sequence[tuple[Turn, ...]]) -> tuple[tuple[Turn, ...], ...]:
-    """The look-ahead and what lies beyond: where it ends uncertain, drawn out by more of its end.
-
-    Without it no change would pay near the end of the look-ahead, though the job goes on. The calmer the end,
-    the longer a change may take to pay for itself, and the farther it is drawn out: to about so many events
-    as make the layouts of now irrelevant. A look-ahead that ends sure of itself is taken at its word.
-    """
-    turns = tuple(turns)
-    if not turns or len(turns[-1]) == 1:
-        return turns
-    eventful = 1 - _quiet(turns[-1])
-    more = min(FARTHEST, max(2 * len(turns), round(EVENTS_AHEAD / max(eventful, 1e-9))))
-    return turns + (turns[-1],) * more
-
-
-def steps_of(turns: Sequence[tuple[Turn, ...]], interval_s: float) -> tuple[Step, ...]:
-    """Intervals as steps of the programme: alike ones are merged, the more the farther they are.
-
-    A quiet interval only makes the step before it longer, which changes nothing. Alike intervals that may
-    bring events are merged 1, 1, 2, 3, 5, .. at a time, with as many times the probability of an event.
-    """
-    steps: list[Step] = []
-    start = 0
-    while start < len(turns):
-        end = start + 1
-        while end < len(turns) and turns[end] == turns[start]:
-            end += 1
-        run, left = turns[start], end - start
-        if len(run) == 1:
-            sure = run[0]
-            if not (sure.losses or sure.gains):
-                steps.append(Step(run, interval_s * left))
-            else:
-                steps += [Step(run, interval_s)] * left
-        else:
-            width, following = 1, 1
-            widest = max(1, int(log(1 - BUSIEST) / log(max(1e-9, min(_quiet(run), 1 - 1e-9)))))
-            while left:
-                width = min(width, left, widest)
-                steps.append(Step(_times(run, width), interval_s * width))
-                left -= width
-                width, following = following, width + following
-        start = end
-    merged: list[Step] = []
-    for step in steps:
-        if merged and step.turns == QUIET:
-            merged[-1] = Step(merged[-1].turns, merged[-1].span_s + step.span_s)
-        else:
-            merged.append(step)
-    return tuple(merged)
-
-
-def _quiet(turns: tuple[Turn, ...]) -> float:
-    return sum(turn.probability for turn in turns if not (turn.losses or turn.gains))
-
-
-def _times(turns: tuple[Turn, ...], count: int) -> tuple[Turn, ...]:
-    """What `count` intervals bring, taken as one: at most one event, as likely as in all of them."""
-    quiet = _quiet(turns)
-    if count == 1 or quiet <= 0 or quiet >= 1:
-        return turns
-    more = (1 - quiet**count) / (1 - quiet)
-    events = tuple(
-        Turn(turn.losses, turn.gains, turn.probability * more) for turn in turns if turn.losses or turn.gains
-    )
-    return (Turn(0, 0, quiet**count), *events)
 
 
 class Foresight:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime.planning.costs import Change
+from runtime.planning.costs import Change, Cost
 from runtime.planning.forecast import Turn
-from runtime.planning.programme import CLOSE_S, Programme, Step, Vector
+from runtime.planning.horizon import Step
+from runtime.planning.programme import CLOSE_S, Programme, Vector
 from runtime.planning.trace import ADD
 from runtime.planning.types import MigrationKind
 
@@ -24,6 +26,13 @@ class _Lenient(Programme):
 
     def _gain(self, lost: int, span_s: float, owing: bool) -> tuple[Vector, Vector | None]:
         return super()._gain(lost, span_s, owing)[0], None
+
+    def _priced(self, change: Change) -> Cost:
+        # who starts empty may be given the smallest stage: never more than a full fleet would copy
+        if change.before is not None and change.before.stages != change.after.stages:
+            least = self._profile.recut_bytes(change.before.stages, change.after.stages)
+            change = replace(change, missing_bytes=min(change.missing_bytes, least))
+        return super()._priced(change)
 
     def _stuck_worth(self, value: tuple[Vector, Vector]) -> Vector:
         best = value[0].max(axis=1, keepdims=True) if value[0].shape[1] else value[0]
@@ -58,16 +67,17 @@ def expected_bound(setup: ReplaySetup) -> float | None:
         counts.append(after[-1])
         after.append(after[-1] + int(gained - lost))
     values = programme.path_values(steps, counts)
-    for number, (step, count) in enumerate(zip(steps, after[1:], strict=True)):
-        starts = [
+    # a start that the next arrivals interrupt is begun anew: as good as waiting for them
+    return max(
+        (
             programme.rate[index] * max(0.0, step.span_s - _start_s(setup, programme, index))
-            + values[number + 1].ready[index]
+            + float(values[number + 1].ready[index])
+            for number, (step, count) in enumerate(zip(steps, after[1:], strict=True))
             for index, layout in enumerate(programme.layouts)
             if layout.positions <= count
-        ]
-        if starts:
-            return float(max(starts))
-    return 0.0
+        ),
+        default=0.0,
+    )
 
 
 def _start_s(setup: ReplaySetup, programme: Programme, index: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from parcae_cli.replay_inputs import replay_setup
@@ -22,6 +22,7 @@ def _setup(trace: Trace, model: str = "gpt3-6b", notice_s: float = 0.0) -> Repla
     st.lists(st.tuples(st.integers(20, 900), st.integers(1, 8)), min_size=1, max_size=6),
     st.sampled_from(["gpt3-6b", "bert-large", "vgg19"]),
 )
+@example([(20, 3), (20, 7), (20, 3), (144, 3)], "bert-large")
 @settings(max_examples=15, deadline=None)
 def test_without_losses_there_is_no_luck_and_nobody_beats_the_bound(
     arrivals: list[tuple[int, int]], model: str
