@@ -12,9 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import random
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -27,6 +31,8 @@ from tests.end_to_end import storm  # noqa: E402 - the checkout is the place of 
 
 # More than a run needs on a busy machine; then it hangs, which is a failure too.
 RUN_S = 280.0
+LAUNCHER = storm.KINDS[-1].name
+KILLS = 3  # of the launcher, in runs of that kind
 
 
 def one(seed: int, steps: int, keep: Path | None = None) -> dict[str, Any]:
@@ -37,7 +43,14 @@ def one(seed: int, steps: int, keep: Path | None = None) -> dict[str, Any]:
         home.mkdir(parents=True, exist_ok=True)
         base = storm.quiet(home, kind, steps)
         began_s = time.monotonic()
-        run, weather, deaths = storm.blow(home, kind, seed, steps)
+        if kind.name == LAUNCHER:
+            for attempt in range(KILLS):
+                command = [sys.executable, __file__, "--launch", str(home), "--one", str(seed)]
+                subprocess.run([*command, "--steps", str(steps), "--attempt", str(attempt)], check=False)
+            run, weather = storm.go_on(home, seed, steps, KILLS)
+            deaths = storm.deaths(home / "jobs" / "wild")
+        else:
+            run, weather, deaths = storm.blow(home, kind, seed, steps)
         return {
             "seed": seed,
             "kind": kind.name,
@@ -49,6 +62,16 @@ def one(seed: int, steps: int, keep: Path | None = None) -> dict[str, Any]:
             "most": [max((getattr(h, f) for h in weather.seen), default=0) for f in ("threads", "files")],
             "wrong": storm.wrong_with(run, base, home),
         }
+
+
+def launch(home: Path, seed: int, steps: int, attempt: int) -> None:
+    """Begin the job, or go on with it, until this process is killed at some moment."""
+    after_s = random.Random(seed + attempt).uniform(2.0, 6.0)
+    threading.Timer(after_s, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+    if attempt:
+        storm.go_on(home, seed, steps, attempt)
+    else:
+        storm.blow(home, storm.KINDS[seed % len(storm.KINDS)], seed, steps)
 
 
 def apart(seed: int, steps: int, keep: Path | None) -> dict[str, Any]:
@@ -76,7 +99,12 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=400, help="of each run (default 400)")
     parser.add_argument("--keep", type=Path, help="leave the jobs' files in this folder")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--launch", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--attempt", type=int, default=0, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    if chosen.launch is not None:
+        launch(chosen.launch, chosen.one, chosen.steps, chosen.attempt)
+        return 0
     if chosen.one is not None:
         print(json.dumps(one(chosen.one, chosen.steps, chosen.keep)))
         return 0

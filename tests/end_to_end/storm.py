@@ -20,8 +20,9 @@ from typing import Any
 
 from cloud.local.provider import LocalProvider
 from parcae_cli.catalogue import load_template
+from runtime.control.launch import resume
 from runtime.engine.faults import POINTS, SAID
-from tests.end_to_end.harness import Finished, processes_of, train
+from tests.end_to_end.harness import Finished, lines, processes_of, train
 from tests.end_to_end.held import Held, pids_of
 
 NODES = 6
@@ -66,6 +67,7 @@ KINDS = (
     Kind("backup every 3", {"backup_every": 3}),
     Kind("tied", {}, {"tied_embeddings": True}, {**_REAL, "eval_every": 7, "eval_samples": 8}),
     Kind("all at the switch", {"copy_ahead": False}),
+    Kind("the launcher is killed too"),
 )
 
 
@@ -217,6 +219,14 @@ def blow(
     options |= {"steps": steps, "speed": 60, "template": template_of(kind), "faults": faults}
     run = runner(home, "wild", storm, trace, **options)
     return run, storm, deaths(home / "jobs" / "wild")
+
+
+def go_on(home: Path, seed: int, steps: int, attempt: int) -> tuple[Finished, Storm]:
+    """Resume the job of a storm whose launcher was killed, in another storm; nodes have other names."""
+    storm = Storm(seed + 1000 * attempt, steps, home / "jobs" / "wild", NODES, 100 * attempt)
+    result = resume(home, "wild", storm)
+    folder = home / "jobs" / "wild"
+    return Finished(result, lines(folder / "metrics.jsonl"), lines(folder / "events.jsonl")), storm
 
 
 def deaths(job: Path) -> Counter[str]:
