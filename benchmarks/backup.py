@@ -70,6 +70,8 @@ def job(mode: str, model: str, mini_batch: int | None, steps: int, every: int) -
             cost_table=load_measured_costs(),
         )
         result = run(request)
+        if result.state != "done":
+            raise SystemExit(f"the job with {mode} ended as {result.state}: {result.why}")
         times = [json.loads(line)["time_s"] for line in (home / "jobs/bench/metrics.jsonl").open()]
     own = times[_WARM_UP:]
     return min(later - earlier for earlier, later in zip(own, own[every:], strict=False)) / every, result

@@ -76,6 +76,7 @@ _CODES: tuple[tuple[str, str, int], ...] = (
     ("cloud.provider", "CloudError", FAILED),
     ("runtime.planning.errors", "InputError", USAGE),
     ("cloud.hosts.inventory", "InventoryError", USAGE),
+    ("runtime.control.checkpoint_target", "StoreError", FAILED),
     ("runtime.control.journal", "JobExistsError", USAGE),
     ("runtime.control.journal", "UnknownJobError", USAGE),
     ("runtime.control.journal", "JournalError", FAILED),

@@ -26,6 +26,10 @@ _RETRY_S = 20.0
 _PACKAGE = "pip install 'parcae-cli[stores]'"
 
 
+class StoreError(OSError):
+    """An object store did not do what it was asked; the message names the URL."""
+
+
 class CheckpointTarget(Protocol):
     """A place for checkpoints; `where` names it to the user."""
 
@@ -246,7 +250,7 @@ class StoreTarget:
                 ) from None
             if "NoSuchBucket" in str(error):
                 raise InputError(f"{self.where}: no such bucket") from None
-            raise OSError(f"{self.where}: {said}") from None
+            raise StoreError(f"{self.where}: {said}") from None
 
 
 # How obstore says that there are no credentials (it asks the metadata service last), or none that count.
