@@ -15,7 +15,7 @@ from parcae_cli.errors import FailedError, Interrupted, UsageError
 if TYPE_CHECKING:
     from runtime.control.job import JobResult, LaunchRequest
 
-POLICIES = ("parcae", "reactive", "checkpoint")
+POLICIES = ("parcae", "reactive", "checkpoint", "redundancy")
 
 
 def launch(
@@ -58,7 +58,8 @@ def launch(
         typer.Option(
             metavar="NAME",
             help="How to use the fleet: parcae; reactive (migrates, never looks ahead); checkpoint (stops at "
-            "every change, restarts all workers from the last checkpoint).",
+            "every change, restarts all workers from the last checkpoint); redundancy (local: a node also "
+            "keeps, updates and runs forward its successor's stage, and works it when that node goes).",
         ),
     ] = "parcae",
     forecaster: Annotated[
@@ -154,6 +155,8 @@ def launch(
             f"--policy {policy}: a job can follow {', '.join(POLICIES[:-1])} or {POLICIES[-1]}",
             "Others: parcae replay",
         )
+    if policy == "redundancy" and (cloud != "local" or (gpus_per_node or 1) > 1):
+        raise UsageError("--policy redundancy is for --cloud local, with one worker a node")
     check_backup(backup, checkpoint, policy)
     check_model(model)
     check_forecaster(forecaster)

@@ -209,7 +209,7 @@ class Coordinator:
         commit = messages.Commit(running.generation, step, scale, proceed, push, stream)
         for node in running.assignment:
             self._send(node, commit)
-        self._ballot = Ballot(running.generation, self._step, running.layout.positions)
+        self._ballot = Ballot(running.generation, self._step, len(running.assignment))
         pause_s = self._pace.commit(self._now_s(), self._fresh)
         if self._fresh:
             self._live(running, step, ballot, pause_s)
@@ -290,7 +290,7 @@ class Coordinator:
         self._phase = Phase.RUNNING
         self._orders.reset()
         self._running, self._fresh, self._pending = plan, True, None
-        self._ballot = Ballot(plan.generation, self._step, plan.layout.positions)
+        self._ballot = Ballot(plan.generation, self._step, len(plan.assignment))
         self._deadline_s = self._now_s() + self._pace.timeout_s
         for node, message in generations.switch_messages(plan, self._step, self._roster.workers).items():
             self._send(node, message)

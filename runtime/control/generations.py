@@ -118,6 +118,10 @@ def prepare_messages(
         if ahead and fetch.source is not None:
             source = workers[fetch.source].hello
             copies[fetch.node].append([fetch.layer, [source.host, source.transfer_port]])
+    rows: dict[int, list[str]] = {}  # the pipelines' nodes, in the order of their stages
+    if plan.works:
+        for node in sorted(plan.assignment, key=lambda node: plan.assignment[node]):
+            rows.setdefault(plan.assignment[node].pipeline, []).append(node)
     first = min(plan.assignment, key=lambda node: plan.assignment[node])
     hello = workers[first].hello
     return {
@@ -128,6 +132,8 @@ def prepare_messages(
             [list(stage) for stage in plan.cuts],
             [hello.host, hello.store_port],
             copies[node],
+            [list(plan.works[other]) for other in rows.get(position.pipeline, ())],
+            [list(plan.shadows[other]) for other in rows.get(position.pipeline, ())],
         )
         for node, position in plan.assignment.items()
     }
@@ -150,4 +156,4 @@ def switch_messages(plan: MigrationPlan, step: int, workers: Mapping[str, Worker
 
 def members_hold(plan: MigrationPlan) -> dict[str, frozenset[int]]:
     """The layers of every member, once the generation is live."""
-    return {node: frozenset(plan.cuts[at.stage]) for node, at in plan.assignment.items()}
+    return {node: plan.held(node) for node in plan.assignment}

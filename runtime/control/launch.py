@@ -23,7 +23,7 @@ from runtime.control.journal import JobState, Journal
 from runtime.control.keeper import LAST_COPY_TIMEOUT_S, CheckpointKeeper
 from runtime.control.past import NotResumableError, Past, job_token, read_past, resumable
 from runtime.control.phases import DRAIN_S, StopRequest
-from runtime.control.planner import planner_config
+from runtime.control.planner import planner_config, redundant_layout
 from runtime.control.providers import ProviderSetup, provider_setup
 from runtime.control.recorder import Bill, Recorder
 from runtime.control.restarts import RestartingCoordinator
@@ -124,6 +124,8 @@ def check_nodes(request: LaunchRequest, spec: ModelSpec) -> None:
         InputError: no layout fits the model's device, or none of so few nodes.
     """
     gpus = request.gpus
+    if request.policy == "redundancy":
+        redundant_layout(spec, request.nodes)
     if estimated_profile(spec, request.nodes * gpus).layouts:
         return
     more = estimated_profile(spec, max(request.nodes, MOST_NODES_TRIED) * gpus)

@@ -72,6 +72,8 @@ class Prepare(Message):
 
     `position` is [pipeline, stage]; `cuts` the layers of each stage; `store` the [host, port] of the
     generation's rendezvous. `copies` are [layer, [host, port]] pairs to copy ahead, if training goes on.
+    With redundancy `works` are the stages of each worker of the own pipeline, in their order, and `shadows`
+    those of which it keeps a copy.
     """
 
     t = "prepare"
@@ -81,6 +83,8 @@ class Prepare(Message):
     cuts: list[list[int]]
     store: list[Any]
     copies: list[list[Any]] = field(default_factory=list)
+    works: list[list[int]] = field(default_factory=list)
+    shadows: list[list[int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from runtime.control.job import LaunchRequest
 from runtime.planning import controller
 from runtime.planning.costs import measured_costs
+from runtime.planning.errors import InputError
 from runtime.planning.forecasters import forecaster_named
 from runtime.planning.model import ModelSpec
 from runtime.planning.placement import worker_names
@@ -34,7 +37,28 @@ def planner_config(
         history=request.history,
         max_nodes=wanted,
         gpus=request.gpus,
+        redundant=redundant_layout(spec, wanted) if request.policy == "redundancy" else None,
     )
+
+
+def redundant_layout(spec: ModelSpec, wanted: int) -> Layout:
+    """The depth of redundant pipelines, whose nodes hold two stages each, and how many of them `wanted` make.
+
+    As deep as it must be: the shallowest that fits devices of half the memory. A deeper pipeline would have
+    more neighbours to lose at once.
+
+    Raises:
+        InputError: not even one pipeline fits.
+    """
+    half = replace(spec.device, memory_bytes=spec.device.memory_bytes // 2)
+    fitting = estimated_profile(replace(spec, device=half), wanted).layouts
+    stages = min((layout.stages for layout in fitting if layout.stages > 1), default=None)
+    if stages is None:
+        raise InputError(
+            f"--policy redundancy: a node of {spec.name} holds two stages, and no layout of {wanted} nodes "
+            "has room for them; give more --nodes"
+        )
+    return Layout(min(wanted // stages, spec.training.micro_batches), stages)
 
 
 def first_plan(config: controller.ControllerConfig) -> tuple[Layout | None, float]:

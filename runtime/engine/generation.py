@@ -20,14 +20,26 @@ def compute_device() -> torch.device:
 
 
 class Generation:
-    """The groups are built in the background as soon as this exists; `groups()` waits for them."""
+    """The groups are built in the background as soon as this exists; `groups()` waits for them.
+
+    `stage` is the rank in the pipeline of `stages` workers. With redundancy a worker may have two of the
+    model's stages, `works[stage]`, and keeps copies of others, `shadows[stage]`.
+    """
 
     def __init__(self, message: Prepare, host: str, prepared: Callable[[float], None]) -> None:
         self.number = message.generation
-        self.pipelines, self.stages = message.pipelines, len(message.cuts)
-        self.pipeline, self.stage = message.position
-        self.layers: Sequence[int] = message.cuts[self.stage]
-        self.gradient = torch.empty(0)
+        self.pipelines = message.pipelines
+        self.pipeline, own = message.position
+        # Ordinarily a worker has one stage and its rank in the pipeline is the stage's number.
+        self.works = message.works or [[stage] for stage in range(len(message.cuts))]
+        self.shadows = message.shadows or [[] for _ in self.works]
+        self.stage = next(rank for rank, stages in enumerate(self.works) if own in stages)
+        self.stages = len(self.works)
+        self.cuts = message.cuts
+        self.layers: Sequence[int] = [n for stage in self.works[self.stage] for n in message.cuts[stage]]
+        self.shadow_layers = [n for stage in self.shadows[self.stage] for n in message.cuts[stage]]
+        self.held: Sequence[int] = [*self.layers, *self.shadow_layers]
+        self.gradients: dict[int, torch.Tensor] = {}  # by stage, flat; also of those that are kept a copy of
         self.keep_alive: object = None  # what the network may still read or write
         self.fresh = True  # no step of it has been committed yet
         self.waiter = Waiter(f"generation-{self.number}")
@@ -67,7 +79,8 @@ class Generation:
         if device.type == "cuda":
             groups = NcclGroups(self.number, device, store, self.pipelines, self.stages, position)
         else:
-            groups = GlooGroups(self.number, self._host, store, self.pipelines, self.stages, position)
+            works = self.works[self.stage]
+            groups = GlooGroups(self.number, self._host, store, self.pipelines, self.stages, position, works)
         self._on_prepared(time.monotonic() - began)
         return groups
 

@@ -19,6 +19,7 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 GROUP_TIMEOUT = timedelta(seconds=20)
 _GRADIENT_TAG = 1 << 20
 _TIE_TAG = 1 << 21
+_COPY_TAG = 1 << 22
 
 
 class Groups(Protocol):
@@ -36,8 +37,8 @@ class Groups(Protocol):
     def receive_gradient(self, tensor: torch.Tensor, micro_batch: int) -> Any:
         """From the next stage."""
 
-    def reduce(self, tensor: torch.Tensor) -> Any | None:
-        """Sum over the replicas of the own stage, in place; None when there is only one."""
+    def reduce(self, tensor: torch.Tensor, part: int = 0) -> Any | None:
+        """Sum over the replicas of the own stage, the first or `part`-th; None when there is only one."""
 
     def exchange_ends(self, outgoing: torch.Tensor, incoming: torch.Tensor) -> Sequence[Any]:
         """Between the first and the last stage of the own pipeline: each gets what the other sends.
@@ -85,8 +86,11 @@ class GlooGroups:
         pipelines: int,
         stages: int,
         position: tuple[int, int],
+        works: Sequence[int] = (),
     ) -> None:
         """Joins the generation's groups; blocks until every member has.
+
+        `stages` and `position` count workers of the own pipeline, `works` are the model's stages of this one.
 
         Raises:
             RuntimeError: a member did not come within the timeout.
@@ -105,7 +109,19 @@ class GlooGroups:
             return dist.ProcessGroupGloo(prefixed, rank, size, options)
 
         self._pipeline = group(f"pipeline{pipeline}", self._stage, stages)
-        self._replicas = group(f"stage{self._stage}", pipeline, pipelines)
+        self._replicas = [
+            group(f"stage{stage}", pipeline, pipelines) for stage in works or (self._stage,)
+        ]
+
+    def send_copy(self, tensor: torch.Tensor, stage: int, rank: int) -> Any:
+        """The summed gradient of a stage, to the worker of the own pipeline that keeps a copy of it."""
+        assert self._pipeline is not None
+        return self._pipeline.send([tensor], rank, _COPY_TAG + stage)
+
+    def receive_copy(self, tensor: torch.Tensor, stage: int, rank: int) -> Any:
+        """From the worker that works the stage."""
+        assert self._pipeline is not None
+        return self._pipeline.recv([tensor], rank, _COPY_TAG + stage)
 
     def send_activation(self, tensor: torch.Tensor, micro_batch: int) -> Any:
         assert self._pipeline is not None
@@ -123,12 +139,13 @@ class GlooGroups:
         assert self._pipeline is not None
         return self._pipeline.recv([tensor], self._stage + 1, _GRADIENT_TAG + micro_batch)
 
-    def reduce(self, tensor: torch.Tensor) -> Any | None:
-        if self._replicas is None:
+    def reduce(self, tensor: torch.Tensor, part: int = 0) -> Any | None:
+        replicas = self._replicas[part]
+        if replicas is None:
             return None
         options = dist.AllreduceOptions()
         options.reduceOp = dist.ReduceOp.SUM  # type: ignore[assignment]
-        return self._replicas.allreduce([tensor], options)
+        return replicas.allreduce([tensor], options)
 
     def exchange_ends(self, outgoing: torch.Tensor, incoming: torch.Tensor) -> Sequence[Any]:
         assert self._pipeline is not None

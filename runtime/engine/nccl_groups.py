@@ -84,7 +84,7 @@ class NcclGroups:
     def receive_gradient(self, tensor: torch.Tensor, micro_batch: int) -> Any:
         return self._work(self._up, lambda group: group.recv([tensor], self._stage + 1, 0))
 
-    def reduce(self, tensor: torch.Tensor) -> Any | None:
+    def reduce(self, tensor: torch.Tensor, part: int = 0) -> Any | None:
         if self._replicas is None:
             return None
         return self._work(self._replicas, lambda group: group.allreduce([tensor]))

@@ -32,8 +32,14 @@ class PipelineStep:
         loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         point: Callable[[str], None],
         device: torch.device,
+        shadow: Sequence[Callable[[torch.Tensor, int | None], torch.Tensor]] = (),
     ) -> None:
-        """A layer is called with its input and the number of the micro-batch, None when evaluating."""
+        """A layer is called with its input and the number of the micro-batch, None when evaluating.
+
+        `shadow` are the layers of the next stage (the last worker's: of the first), of which this one keeps a
+        copy: their forward pass is done here too, as redundant computation does it.
+        """
+        self._shadow = shadow
         self._groups, self._waiter, self._layers = groups, waiter, layers
         self._first, self._last = stage == 0, stage == stages - 1
         self._ahead = stages - stage
@@ -92,6 +98,11 @@ class PipelineStep:
         if not self._first:
             received.requires_grad_()
         out = self._through(received, micro_batch)
+        if self._shadow:
+            with torch.no_grad():
+                redundant = data[0] if self._last else out.detach()
+                for layer in self._shadow:
+                    redundant = layer(redundant, micro_batch)
         if self._last:
             out = self._loss(out, data[1])
             self.losses.append((micro_batch, float(out.detach())))

@@ -16,6 +16,7 @@ from runtime.engine.generation import Generation, compute_device
 from runtime.engine.models import gpt
 from runtime.engine.numerics import Numerics, dropout_seed
 from runtime.engine.schedule import PipelineStep
+from runtime.engine.shadow import exchange_gradients
 from runtime.engine.state import LayerState, bind_gradients
 from runtime.engine.tie import sum_tied
 from runtime.planning.ledger import SampleOrder
@@ -87,10 +88,12 @@ class Trainer:
             self.layers.clear()  # a rollback: versions never mix
             self.step = step
         self.layers.update(arrived)
-        missing = [index for index in generation.layers if index not in self.layers]
+        missing = [index for index in generation.held if index not in self.layers]
         if missing:
             raise RuntimeError(f"layers {missing} of step {step} are not here and were not sent")
-        generation.gradient = bind_gradients([self.layers[i] for i in generation.layers], self._exact)
+        for stage in (*generation.works[generation.stage], *generation.shadows[generation.stage]):
+            layers = [self.layers[index] for index in generation.cuts[stage]]
+            generation.gradients[stage] = bind_gradients(layers, self._exact)
 
     def compute(self, generation: Generation) -> Vote:
         """Forward, backward and reduction of this step; touches gradients only.
@@ -100,7 +103,9 @@ class Trainer:
             RuntimeError: the network failed.
         """
         training = self._training
-        generation.gradient.zero_()
+        works = generation.works[generation.stage]
+        for stage in works:
+            generation.gradients[stage].zero_()
         mine = [self.layers[index] for index in generation.layers]
         step = PipelineStep(
             generation.groups(),
@@ -112,6 +117,7 @@ class Trainer:
             gpt.loss_of,
             self._point,
             self._device,
+            [self._forward_of(self.layers[index]) for index in generation.shadow_layers],
         )
         generation.keep_alive = step
         if training.evaluates(self.step):
@@ -120,12 +126,14 @@ class Trainer:
             step.evaluate(held_out, self._data(generation, ids, held_out))
         ids, micro_batches = self._order.samples(self.step), generation.micro_batches(self._micro_batches)
         step.run(micro_batches, self._data(generation, ids, micro_batches), 1.0 / self._micro_batches)
-        work = generation.groups().reduce(generation.gradient)
+        sums = [generation.groups().reduce(generation.gradients[stage], k) for k, stage in enumerate(works)]
         self._point("reduce")
-        if work is not None:
-            generation.waiter.wait(work)
+        for work in sums:
+            if work is not None:
+                generation.waiter.wait(work)
         if self._shape.tied_embeddings:
             sum_tied(generation, self.layers)
+        exchange_gradients(generation)
         norms: list[list[Any]] = []
         if generation.pipeline == 0:
             norms = [[layer.index, layer.square_norm()] for layer in mine]
@@ -156,20 +164,20 @@ class Trainer:
         """
         optimiser = self._optimiser_at(self.step)
         kept: dict[int, torch.Tensor] = {}
-        for index in generation.layers:
+        for index in generation.held:
             if index in followed:
                 kept[index] = self.layers[index].scaled(scale)
                 keep(index, self.step, kept[index])
-        for count, index in enumerate(generation.layers):
+        for count, index in enumerate(generation.held):
             half_way = (lambda: self._point("optimiser")) if count == 0 else None
             layer = self.layers[index]
             gradient = kept.pop(index) if index in kept else layer.scaled(scale)
             layer.update(self.step, gradient, optimiser, half_way)
-            if backup is not None:
+            if backup is not None and index in generation.layers:
                 backup.stream(index, self.step, gradient, optimiser)
         if generation.fresh:
             generation.fresh = False
-            for index in [i for i in self.layers if i not in generation.layers]:
+            for index in [i for i in self.layers if i not in generation.held]:
                 del self.layers[index]
         generation.keep_alive = None
         self.step += 1

@@ -13,10 +13,11 @@ from runtime.planning.costs import NO_COST, CostModel
 from runtime.planning.decide import Planner, Situation
 from runtime.planning.events import News, apply
 from runtime.planning.forecast import Forecaster, LastValue
-from runtime.planning.migration import plan_moves
+from runtime.planning.migration import Moves, plan_moves
 from runtime.planning.placement import chosen_placement
 from runtime.planning.profile import Profile
 from runtime.planning.programme import Foresight, Programme
+from runtime.planning.redundancy import arrange, redundant_moves
 from runtime.planning.state import ControllerState
 from runtime.planning.types import (
     Command,
@@ -30,7 +31,7 @@ from runtime.planning.types import (
 )
 
 MOST_LAYOUTS = 160  # that a plan for a whole trace weighs against each other
-POLICIES = ("parcae", "parcae-oracle", "reactive", "offline-optimum", "checkpoint")
+POLICIES = ("parcae", "parcae-oracle", "reactive", "offline-optimum", "checkpoint", "redundancy")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class ControllerConfig:
     Policies: `parcae` plans over the look-ahead with its forecaster; `parcae-oracle` is the same, named apart
     because its forecaster knows the trace; `offline-optimum` has `foresight` of all of it; `reactive` takes
     the fastest layout at every change and never looks ahead; `checkpoint` takes the same layouts, but stops
-    for every change and starts anew from the last checkpoint. `max_nodes` counts instances, of `gpus` GPUs
+    for every change and starts anew from the last checkpoint; `redundancy` keeps the depth of `redundant` and
+    has at most as many pipelines. `max_nodes` counts instances, of `gpus` GPUs
     each; with several, the nodes of events, assignments and fetches are workers (`placement.worker_names`).
     """
 
@@ -54,6 +56,7 @@ class ControllerConfig:
     max_nodes: int = 32
     foresight: Foresight | None = None
     gpus: int = 1
+    redundant: Layout | None = None
 
     @cached_property
     def programme(self) -> Programme:
@@ -72,7 +75,7 @@ class ControllerConfig:
             self.lookahead,
             self.max_nodes,
             self.foresight,
-            looks_ahead=self.policy not in ("reactive", "checkpoint"),
+            looks_ahead=self.policy not in ("reactive", "checkpoint", "redundancy"),
             gpus=self.gpus,
         )
 
@@ -116,6 +119,8 @@ def step(config: ControllerConfig, state: ControllerState, events: Sequence[Even
         news.forced = True
     if news.pending_broken:
         state = replace(state, pending=None)
+    if config.redundant is not None:
+        return _redundant(config, config.redundant, state, news, pending_ok, now_s)
     situation = Situation(
         usable=min(state.instances, config.max_nodes),
         layout=state.layout,
@@ -145,6 +150,33 @@ def step(config: ControllerConfig, state: ControllerState, events: Sequence[Even
     )
 
 
+def _redundant(
+    config: ControllerConfig,
+    most: Layout,
+    state: ControllerState,
+    news: News,
+    pending_ok: bool,
+    now_s: float,
+) -> Decision:
+    """The policy `redundancy`: pipelines go on through a neighbour, nodes that come fill the holes."""
+    pending = state.pending if pending_ok else None
+    previous = pending.assignment if pending is not None else state.assignment
+    target = arrange(most, state.usable, previous)
+    if target is None:
+        return _hold_still(config, state, ())
+    can_stay = (pending_ok or (state.runs and not state.member_leaving)) and not news.forced
+    if can_stay and target.assignment == previous:
+        return Decision(state, (), f"{target.layout} stays", state.history)
+    holes = target.layout.positions - len(target.assignment)
+    why = f"{target.layout} on {len(state.usable)} nodes" + (f", {holes} worked by neighbours" * bool(holes))
+    noticed = not news.unforeseen and state.runs
+    moves = redundant_moves(
+        config.profile, target, state.usable, state.holds, state.layout, state.assignment, noticed,
+        state.started,
+    )  # fmt: skip
+    return _command(config, state, news, target.layout, why, (), 0.0, now_s, moves)
+
+
 def _hold_still(config: ControllerConfig, state: ControllerState, forecast: tuple[float, ...]) -> Decision:
     why = config.profile.why_nothing_fits(state.instances, config.gpus)
     if state.runs and state.pending is None:
@@ -165,8 +197,9 @@ def _command(
     forecast: tuple[float, ...],
     liveput: float,
     now_s: float,
+    moves: Moves | None = None,
 ) -> Decision:
-    moves = plan_moves(
+    moves = moves or plan_moves(
         config.profile,
         layout,
         state.usable,
@@ -196,6 +229,8 @@ def _command(
         bytes_moved=moves.bytes_moved,
         expected_pause_s=cost.pause_s,
         why=why,
+        works=moves.works,
+        shadows=moves.shadows,
     )
     state = replace(
         state,

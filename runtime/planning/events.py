@@ -133,7 +133,7 @@ def _go_live(state: ControllerState, generation: int, news: News) -> ControllerS
         cuts=plan.cuts,
         assignment=plan.assignment,
         holds={
-            node: frozenset(plan.cuts[plan.assignment[node].stage]) if node in plan.assignment else NOTHING
+            node: plan.held(node) if node in plan.assignment else NOTHING
             for node in state.nodes
         },
         pending=None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,13 +18,18 @@ Holds = Mapping[str, frozenset[int]]
 
 @dataclass(frozen=True)
 class Moves:
-    """An assignment with the fetches that make it possible, and the change as the cost model sees it."""
+    """An assignment with the fetches that make it possible, and the change as the cost model sees it.
+
+    `works` and `shadows` are as in MigrationPlan.
+    """
 
     cuts: Cuts
     assignment: Mapping[str, Position]
     fetches: tuple[Fetch, ...]
     bytes_moved: int
     change: Change
+    works: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    shadows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def plan_moves(
@@ -71,7 +76,7 @@ def plan_moves(
             Fetch(node, layer, None) for node in sorted(assignment) for layer in cuts[assignment[node].stage]
         )
     else:
-        fetches = _fetches(missing, assignment, holds, size, frozenset(usable))
+        fetches = fetches_of(missing, assignment, holds, size, frozenset(usable))
         if before is None or before.stages != layout.stages:
             kind = MigrationKind.PIPELINE
         else:
@@ -179,7 +184,7 @@ def _unmoved(
     return kept
 
 
-def _fetches(
+def fetches_of(
     missing: Mapping[str, frozenset[int]],
     assignment: Mapping[str, Position],
     holds: Holds,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -62,6 +62,8 @@ class MigrationPlan:
 
     `cuts[p]` are the layer indices of stage p. `noticed` is True when no state and no step in flight has been
     lost: the change was foreseen (a notice, a join, a planned change) and can be prepared while training.
+    Where nodes are redundant `works` are the stages of each, its position's own among them, and `shadows`
+    those of which it keeps a copy; a position that nobody takes is worked by a neighbour.
     """
 
     generation: int
@@ -74,6 +76,17 @@ class MigrationPlan:
     bytes_moved: int
     expected_pause_s: float
     why: str
+    works: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    shadows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def stages_of(self, node: str) -> tuple[int, ...]:
+        """The stages that a member works."""
+        return self.works.get(node, (self.assignment[node].stage,))
+
+    def held(self, node: str) -> frozenset[int]:
+        """The layers of a member, copies of its neighbour's included."""
+        stages = (*self.stages_of(node), *self.shadows.get(node, ()))
+        return frozenset(layer for stage in stages for layer in self.cuts[stage])
 
 
 # ---- events: what the controller is told ---------------------------------------------------------------

@@ -60,6 +60,8 @@ def is_one_line(done: Done, *words: str) -> bool:
             ["launch", "gpt-tiny", "--policy", "checkpoint", "--backup", "none"],
             ["--backup none", "--policy checkpoint", "Leave out --backup"],
         ),
+        (["launch", "gpt-tiny", "--policy", "redundancy", "--gpus-per-node", "2"], ["--policy redundancy"]),
+        (["launch", "gpt-tiny", "--policy", "redundancy", "--nodes", "2"], ["two stages", "more --nodes"]),
         (["launch", "gpt-tiny", "--cloud", "azure"], ["azure", "local"]),
         (["launch", "gpt-tiny", "--cloud", "aws"], ["--cloud aws spends money", "--dry-run"]),
         (["launch", "gpt-tiny", "--fleet", "x.toml"], ["--fleet", "local has no such settings"]),

@@ -16,6 +16,8 @@ pytestmark = pytest.mark.timeout(120)
 STEPS = 50
 # six nodes; one is killed without a warning, one comes, one is taken after a notice, one more is killed
 TRACE = "".join(f"0,add,n{k}\n" for k in range(6)) + "60,kill,n1\n110,add,n6\n200,remove,n2\n260,kill,n3\n"
+# one pipeline of four: a neighbour works for n1 until n6 comes, and the second node for the first
+THIN = "".join(f"0,add,n{k}\n" for k in range(4)) + "60,kill,n1\n150,add,n6\n210,kill,n0\n270,remove,n3\n"
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +26,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return train(tmp_path_factory.mktemp("undisturbed"), "base", nodes=4, steps=STEPS)
 
 
-@pytest.mark.parametrize("policy", ["reactive", "checkpoint"])
+@pytest.mark.parametrize("policy", ["reactive", "checkpoint", "redundancy"])
 def test_a_policy_trains_every_step_once_in_the_weights(
     undisturbed: Finished, tmp_path: Path, policy: str
 ) -> None:
     """Kills, a join and a notice: equal losses and weights, an exact ledger, redone steps counted."""
-    run = train(
-        tmp_path, policy, trace=TRACE, nodes=6, steps=STEPS, speed=60, policy=policy, checkpoint_every=0
-    )
+    trace = THIN if policy == "redundancy" else TRACE
+    options = {"nodes": 6, "steps": STEPS, "speed": 60, "policy": policy, "checkpoint_every": 0}
+    run = train(tmp_path, policy, trace=trace, **options)
     result = run.result
     assert result.state == "done"
     assert run.losses == undisturbed.losses
@@ -45,7 +47,12 @@ def test_a_policy_trains_every_step_once_in_the_weights(
     said = [event["text"] for event in run.events if event["kind"] == "rollback"]
     redone = sum(int(text.split(", ")[1].split()[0]) for text in said)
     assert result.steps_redone == redone
-    assert run.kinds == ({"rollback"} if policy == "checkpoint" else run.kinds - {"rollback"})
+    if policy == "checkpoint":
+        assert run.kinds == {"rollback"}
+    if policy == "redundancy":
+        assert {str(record.after) for record in result.migrations} == {"1x4"}
+        assert [m.transfer.bytes_moved for m in result.migrations if "n1" in m.nodes_lost] == [0]
+        assert any("worked by neighbours" in event["why"] for event in run.events)
 
 
 def test_without_a_checkpoint_on_the_disk_the_first_step_comes_again(
