@@ -30,8 +30,9 @@ demo: setup
 	  --trace templates/traces/demo-8.csv --speed 60 --steps 200
 	@PARCAE_HOME=$(DEMO_HOME) $(BIN)/parcae status --once
 
+# Two files at a time: most tests wait for processes and deadlines rather than compute.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: lint types imports wheel
 
