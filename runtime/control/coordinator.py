@@ -69,7 +69,7 @@ class Coordinator:
         self._gate = StartGate()
         self._planning: list[plan_types.Event] = []
         self._digests = FinalDigests(len(training.model.layers))
-        self._pace = Pace()
+        self._pace = Pace(config.profile if training.learns else None)
         self._orders = BackupOrders(training.backup, training.backup_every, at_once=resumption is not None)
         self.ledger = Ledger(training.model.training.mini_batch, committed_steps=training.first_step)
         self.stopped: StopRequest | None = None
@@ -96,6 +96,7 @@ class Coordinator:
                 self._handle(event)
             if self._now_s() >= next_tick_s:
                 next_tick_s = max(next_tick_s + self._training.interval_s, self._now_s())
+                self._config = self._pace.times.corrected(self._config)
                 self._planning.append(plan_types.IntervalElapsed())
                 self._planning += self._reception.spared(self._now_s())
             for node in self._roster.due(self._now_s(), lead_s):
@@ -210,7 +211,7 @@ class Coordinator:
         for node in running.assignment:
             self._send(node, commit)
         self._ballot = Ballot(running.generation, self._step, len(running.assignment))
-        pause_s = self._pace.commit(self._now_s(), self._fresh)
+        pause_s = self._pace.commit(self._now_s(), self._fresh, running.layout)
         if self._fresh:
             self._live(running, step, ballot, pause_s)
         self._deadline_s = self._now_s() + self._pace.timeout_s

@@ -327,6 +327,7 @@ class _Job:
             interval_s=request.interval_s / self._setup.time_scale,
             backup_every=request.backup_every,
             copy_ahead=request.copy_ahead,
+            learns=request.cloud != "local",  # whose devices are make-believe: its cores say nothing of them
             backup=request.backup,
             checkpoint_every=request.checkpoint_every,
             first_step=self._first_step,

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runtime.control.messages import Configure
+from runtime.control.observed import StepTimes
 from runtime.planning.model import ModelSpec
+from runtime.planning.profile import Profile
+from runtime.planning.types import Layout
 
 # A step without all votes by then is abandoned, though nobody is known to have died.
 STEP_TIMEOUT_S = 60.0
@@ -32,7 +35,8 @@ class Training:
 
     `first_step` is above 0 where a checkpoint is continued. Without `copy_ahead` all state is sent at the
     switch: that is for measuring. `backup` is one of `backup_orders.MODES`. With the policy `checkpoint`
-    state is saved every `checkpoint_every` steps, or by Young's rule if that is 0.
+    state is saved every `checkpoint_every` steps, or by Young's rule if that is 0. A job that `learns`
+    corrects its profile by the steps it sees.
     """
 
     model: ModelSpec
@@ -47,6 +51,7 @@ class Training:
     checkpoint_every: int = 0
     exact: bool = True
     copy_ahead: bool = True
+    learns: bool = False
     first_step: int = 0
     faults: list[dict[str, Any]] = field(default_factory=list)
 
@@ -67,7 +72,9 @@ class Training:
 class Pace:
     """When steps were committed, and how long an ordinary one takes. Seconds on one clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, profile: Profile | None = None) -> None:
+        """`profile` is corrected by the steps that are seen; None: it is not."""
+        self.times = StepTimes(profile)
         self._last_s: float | None = None
         self._ordinary: deque[float] = deque(maxlen=_RECENT_STEPS)
         self._patience = 1
@@ -98,12 +105,13 @@ class Pace:
         """
         return max(_MIN_NOTICE_LEAD_S, planned_s, _LEAD_STEPS * self.ordinary_s)
 
-    def commit(self, now_s: float, fresh: bool) -> float:
+    def commit(self, now_s: float, fresh: bool, layout: Layout) -> float:
         """A step was committed, `fresh` if a generation's first. Returns its time less an ordinary step's."""
         step_s = now_s - self._last_s if self._last_s is not None else 0.0
         pause_s = max(0.0, step_s - self.ordinary_s)
         if not fresh and self._last_s is not None:
             self._ordinary.append(step_s)
+            self.times.note(layout, step_s)
         self._last_s, self._patience = now_s, 1
         return pause_s
 

@@ -18,6 +18,7 @@ from runtime.control.backup_orders import BackupOrders
 from runtime.control.backup_process import BackupProcess, BackupStatus
 from runtime.control.backup_stores import MOST_AHEAD, FollowedState
 from runtime.control.training import Pace
+from runtime.planning.types import Layout
 
 TOKEN = b"t" * wire.TOKEN_BYTES
 
@@ -276,12 +277,12 @@ def until(done: Callable[[], bool]) -> bool:
 def test_a_pause_is_what_a_change_took_beyond_an_ordinary_step() -> None:
     """Steps of 1 s, then one of 4 s in a new generation: the pause is 3 s and does not count as ordinary."""
     pace = Pace()
-    assert pace.commit(10.0, fresh=True) == 0.0
+    assert pace.commit(10.0, fresh=True, layout=Layout(1, 1)) == 0.0
     for now_s in (11.0, 12.0, 13.0):
-        pace.commit(now_s, fresh=False)
-    assert pace.commit(17.0, fresh=True) == 3.0
+        pace.commit(now_s, fresh=False, layout=Layout(1, 1))
+    assert pace.commit(17.0, fresh=True, layout=Layout(1, 1)) == 3.0
     assert pace.ordinary_s == 1.0
-    assert pace.commit(17.5, fresh=True) == 0.0
+    assert pace.commit(17.5, fresh=True, layout=Layout(1, 1)) == 0.0
 
 
 def test_pieces_of_undone_steps_come_too_late(backup: Backup) -> None:

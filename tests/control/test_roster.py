@@ -8,6 +8,7 @@ from cloud.types import Instance, InstanceState, Pool
 from runtime.control.messages import Hello
 from runtime.control.roster import Roster
 from runtime.control.training import ABORT_TIMEOUT_S, STEP_TIMEOUT_S, Pace
+from runtime.planning.types import Layout
 
 HELLO = Hello(1, "127.0.0.1", 1, 2)
 
@@ -69,7 +70,7 @@ def test_the_lead_grows_with_the_steps() -> None:
     assert pace.notice_lead_s(0.2) == 1.0
     assert pace.notice_lead_s(30.0) == 30.0
     for now_s in (0.0, 2.0, 4.0):
-        pace.commit(now_s, fresh=False)
+        pace.commit(now_s, fresh=False, layout=Layout(1, 1))
     assert pace.notice_lead_s(0.2) == 12.0
 
 
@@ -113,7 +114,7 @@ def test_a_step_that_only_takes_long_is_given_more_time_at_every_attempt() -> No
     pace.stuck()
     pace.stuck()
     assert pace.timeout_s == 4 * STEP_TIMEOUT_S
-    pace.commit(1.0, fresh=True)
+    pace.commit(1.0, fresh=True, layout=Layout(1, 1))
     assert pace.timeout_s == STEP_TIMEOUT_S
 
 
@@ -122,5 +123,5 @@ def test_a_survivor_with_long_steps_has_time_to_answer_an_abort() -> None:
     pace = Pace()
     assert pace.abort_timeout_s == ABORT_TIMEOUT_S
     for second in range(0, 60, 10):
-        pace.commit(float(second), fresh=False)
+        pace.commit(float(second), fresh=False, layout=Layout(1, 1))
     assert pace.abort_timeout_s == 20.0
