@@ -13,10 +13,11 @@ from runtime.planning.costs import NO_COST, CostModel
 from runtime.planning.decide import Planner, Situation
 from runtime.planning.events import News, apply
 from runtime.planning.forecast import Forecaster, LastValue
+from runtime.planning.foresight import Foresight
 from runtime.planning.migration import Moves, plan_moves
 from runtime.planning.placement import chosen_placement
 from runtime.planning.profile import Profile
-from runtime.planning.programme import Foresight, Programme
+from runtime.planning.programme import Programme
 from runtime.planning.redundancy import arrange, redundant_moves
 from runtime.planning.state import ControllerState
 from runtime.planning.types import (

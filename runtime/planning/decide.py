@@ -8,11 +8,12 @@ from functools import cached_property
 
 from runtime.planning.costs import Change, Cost, CostModel
 from runtime.planning.forecast import Forecast, Forecaster
+from runtime.planning.foresight import Foresight
 from runtime.planning.horizon import beyond, steps_of
 from runtime.planning.migration import sketch_change
 from runtime.planning.plan import Option, choose
 from runtime.planning.profile import Profile
-from runtime.planning.programme import Foresight, Programme
+from runtime.planning.programme import Programme
 from runtime.planning.types import Layout, MigrationKind
 
 SHELF = 16  # availabilities that share tables

@@ -7,7 +7,6 @@ law says with which probability a layout loses no member, or keeps at least so m
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +25,6 @@ from runtime.planning.profile import Profile
 from runtime.planning.types import Layout
 
 Vector = npt.NDArray[np.float64]
-CLOSE_S = 15.0  # changes closer than this are one change to a plan for a whole trace
 MOST_CLASSES = 4  # a stage that loses more replicas at once than this is treated as if it lost this many
 OWED_S = 60.0  # tables are made for a change with this left; others lie on the line through it
 REACH = 6  # how far from now an uncertain availability is followed, in instances
@@ -284,37 +282,3 @@ class _Law:
                 kept = max(below, hit / total)  # a bound may lie below what is exact with fewer losses
                 self.chances[lost, count, number] = kept - below
                 below = kept
-
-
-class Foresight:
-    """The programme given a whole trace: how many go and come at every time is known, who goes is not."""
-
-    def __init__(self, programme: Programme, changes: Sequence[tuple[float, int, int]], end_s: float) -> None:
-        """`changes` are (time_s, losses, gains), times rising from 0; close ones become one."""
-        merged: list[tuple[float, int, int]] = []
-        for time_s, losses, gains in changes:
-            if merged and time_s - merged[-1][0] < CLOSE_S:
-                first_s, more_losses, more_gains = merged.pop()
-                merged.append((first_s, losses + more_losses, gains + more_gains))
-            else:
-                merged.append((time_s, losses, gains))
-        self._times_s = [entry[0] for entry in merged]
-        self._end_s = end_s
-        steps, counts, now = [], [], 0
-        for number, (time_s, losses, gains) in enumerate(merged):
-            until_s = merged[number + 1][0] if number + 1 < len(merged) else end_s
-            steps.append(Step((Turn(losses, gains, 1.0),), until_s - time_s))
-            counts.append(now)
-            now += gains - losses
-        self.programme = programme
-        self._values = programme.path_values(steps, counts)
-
-    def left_s(self, now_s: float) -> float:
-        """Seconds to the end of what is known."""
-        return max(self._end_s - now_s, 1e-9)
-
-    def ahead(self, now_s: float) -> tuple[float, Worth]:
-        """Seconds to the next change, and what each layout is worth before it."""
-        number = bisect_right(self._times_s, now_s)
-        until_s = self._times_s[number] if number < len(self._times_s) else self._end_s
-        return max(0.0, until_s - now_s), self._values[number]

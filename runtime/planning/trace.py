@@ -60,6 +60,15 @@ class Trace:
         return tuple((time_s, tuple(group)) for time_s, group in groups)
 
     @cached_property
+    def changes(self) -> tuple[tuple[float, int, int], ...]:
+        """(time_s, losses, gains) at every time at which something happens."""
+        return tuple(
+            (time_s, len(events) - gains, gains)
+            for time_s, events in self.instants
+            for gains in [sum(event.action == ADD for event in events)]
+        )
+
+    @cached_property
     def lives(self) -> Trace:
         """The same trace with a name of its own for every life of an instance.
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from runtime.planning.costs import Change, Cost
-from runtime.planning.forecast import Turn
-from runtime.planning.horizon import Step
-from runtime.planning.programme import CLOSE_S, Programme, Vector
-from runtime.planning.trace import ADD
+from runtime.planning.foresight import course_of
+from runtime.planning.programme import Programme, Vector
 from runtime.planning.types import MigrationKind
 
 if TYPE_CHECKING:
@@ -52,29 +49,16 @@ def expected_bound(setup: ReplaySetup) -> float | None:
         return None
     profile, most = setup.profile, max(1, setup.max_nodes)
     programme = _Lenient(profile, setup.costs, profile.contenders(1, most, MOST_LAYOUTS), most)
-    moments: list[list[float]] = []  # time, losses, gains
-    for time_s, events in setup.trace.lives.instants:
-        gains = sum(event.action == ADD for event in events)
-        losses = len(events) - gains
-        if moments and time_s - moments[-1][0] < CLOSE_S:
-            moments[-1][1] += losses
-            moments[-1][2] += gains
-        else:
-            moments.append([time_s, losses, gains])
-    steps, counts, after = [], [], [0]
-    for (from_s, lost, gained), (until_s, *_) in pairwise([*moments, [setup.trace.end_s]]):
-        steps.append(Step((Turn(int(lost), int(gained), 1.0),), until_s - from_s))
-        counts.append(after[-1])
-        after.append(after[-1] + int(gained - lost))
-    values = programme.path_values(steps, counts)
+    course = course_of(setup.trace.lives.changes, setup.trace.end_s)
+    values = programme.path_values(course.steps, course.counts)
     # a start that the next arrivals interrupt is begun anew: as good as waiting for them
     return max(
         (
             programme.rate[index] * max(0.0, step.span_s - _start_s(setup, programme, index))
             + float(values[number + 1].ready[index])
-            for number, (step, count) in enumerate(zip(steps, after[1:], strict=True))
+            for number, (step, count) in enumerate(zip(course.steps, course.counts, strict=True))
             for index, layout in enumerate(programme.layouts)
-            if layout.positions <= count
+            if layout.positions <= count + step.turns[0].gains - step.turns[0].losses
         ),
         default=0.0,
     )

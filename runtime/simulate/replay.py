@@ -12,11 +12,11 @@ from runtime.planning.controller import ControllerConfig
 from runtime.planning.costs import CostModel
 from runtime.planning.errors import InputError
 from runtime.planning.forecast import Forecaster, LastValue, Oracle
+from runtime.planning.foresight import Foresight
 from runtime.planning.model import ModelSpec
 from runtime.planning.placement import instance_of
 from runtime.planning.profile import Profile, estimated_profile
-from runtime.planning.programme import Foresight
-from runtime.planning.trace import ADD, Trace, TraceStatistics
+from runtime.planning.trace import Trace, TraceStatistics
 from runtime.planning.types import Layout
 from runtime.simulate.account import Segment
 from runtime.simulate.baselines import RedundancyModel, checkpoint, ideal, on_demand, redundancy
@@ -232,15 +232,7 @@ class _Runner:
         """
         setup = self._setup
         config = self._config("offline-optimum")
-        changes = [
-            (
-                time_s,
-                sum(event.action != ADD for event in events),
-                sum(event.action == ADD for event in events),
-            )
-            for time_s, events in setup.trace.instants
-        ]
-        foresight = Foresight(config.programme, changes, setup.trace.end_s)
+        foresight = Foresight(config.programme, setup.trace.changes, setup.trace.end_s)
         runs = [
             self._controlled("offline-optimum", replace(config, foresight=foresight)),
             *(self.run(other) for other in CONTROLLED if other != "offline-optimum"),

@@ -10,9 +10,9 @@ import pytest
 
 from runtime.control import messages
 from runtime.engine.transfer import split_streams
+from tests.engine.conftest import STEPS
 from tests.engine.driver import Crew
 
-STEPS = 6
 OLD, NEW = ["a", "b"], ["c", "d"]
 
 
@@ -23,19 +23,6 @@ def crew() -> Iterator[Crew]:
     crew.close()
 
 
-@pytest.fixture(scope="module")
-def quiet() -> tuple[list[float], dict[int, str]]:
-    """Losses and digests of one process that trains by itself."""
-    crew = Crew(["solo"])
-    try:
-        crew.prepare(1, 1, 1, ["solo"])
-        crew.prepared(["solo"])
-        crew.from_seed(1, 1, ["solo"])
-        return crew.train(1, 0, STEPS, ["solo"]), crew.digests(["solo"])
-    finally:
-        crew.close()
-
-
 def copies_of(crew: Crew, stages: int) -> dict[str, list[list[object]]]:
     """NEW takes over from OLD at the same cut, each from its counterpart."""
     return {
@@ -44,7 +31,7 @@ def copies_of(crew: Crew, stages: int) -> dict[str, list[list[object]]]:
     }
 
 
-def test_copied_layers_follow_their_source(crew: Crew, quiet: tuple[list[float], dict[int, str]]) -> None:
+def test_copied_layers_follow_their_source(crew: Crew, alone: tuple[list[float], dict[int, str]]) -> None:
     """Copied before step 1, four steps before the switch: no layer is sent again, and the end is the same."""
     crew.prepare(1, 1, 2, OLD)
     crew.prepared(OLD)
@@ -69,11 +56,11 @@ def test_copied_layers_follow_their_source(crew: Crew, quiet: tuple[list[float],
     losses.append(sum(loss for vote in votes for _, loss in vote.losses) / 12)
     crew.commit(2, 4, NEW, proceed=True)
     losses += crew.train(2, 5, STEPS - 5, NEW)
-    assert (losses, crew.digests(NEW)) == quiet
+    assert (losses, crew.digests(NEW)) == alone
 
 
 def test_a_copy_is_saved_when_its_generation_is_aborted(
-    crew: Crew, quiet: tuple[list[float], dict[int, str]]
+    crew: Crew, alone: tuple[list[float], dict[int, str]]
 ) -> None:
     """A stage's only holder dies before the switch: who has copied the stage has it, nothing goes back."""
     crew.prepare(1, 1, 2, OLD)
@@ -99,7 +86,7 @@ def test_a_copy_is_saved_when_its_generation_is_aborted(
     for name in ("a", "d"):
         crew.workers[name].send(messages.Switch(3, 2, []))
     losses += crew.train(3, 2, STEPS - 2, ["a", "d"])
-    assert (losses, crew.digests(["a", "d"])) == quiet
+    assert (losses, crew.digests(["a", "d"])) == alone
 
 
 def test_a_source_that_stands_still_is_left_alone(crew: Crew) -> None:

@@ -8,22 +8,8 @@ import pytest
 
 from runtime.control import messages
 from runtime.control.backup import Backup
+from tests.engine.conftest import STEPS
 from tests.engine.driver import Crew
-
-STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def alone() -> tuple[list[float], dict[int, str]]:
-    """Losses and digests of one process that trains by itself."""
-    crew = Crew(["solo"])
-    try:
-        crew.prepare(1, 1, 1, ["solo"])
-        crew.prepared(["solo"])
-        crew.from_seed(1, 1, ["solo"])
-        return crew.train(1, 0, STEPS, ["solo"]), crew.digests(["solo"])
-    finally:
-        crew.close()
 
 
 @pytest.fixture
