@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 
 from parcae_cli.catalogue import load_measured_costs, load_template
-from runtime.control.job import JobResult, LaunchRequest
-from runtime.control.launch import run
+from runtime.control.job.job import JobResult, LaunchRequest
+from runtime.control.job.launch import run
 
 MODES = ("none", "state", "gradients")
 _WARM_UP = 5  # steps

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from runtime.control.worker_process import WorkerPlan, worker_environment
+from runtime.control.node.worker_process import WorkerPlan, worker_environment
 from runtime.engine.ahead import AheadCopy
 from runtime.engine.generation import compute_device
 from runtime.engine.groups import StoreServer, store_client
@@ -167,8 +167,8 @@ def copy_ahead(rank: int, store: int) -> str:
 def whole_job(rank: int, store: int) -> str:
     """gpt-tiny on one GPU and, where there are more, on two stages: the same losses, within the tolerance."""
     from parcae_cli.catalogue import load_measured_costs, load_template
-    from runtime.control.job import LaunchRequest
-    from runtime.control.launch import run
+    from runtime.control.job.job import LaunchRequest
+    from runtime.control.job.launch import run
 
     template = load_template("gpt-tiny")
     losses = []

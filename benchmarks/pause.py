@@ -28,9 +28,9 @@ from typing import Any
 
 from cloud.local.provider import LocalProvider
 from parcae_cli.catalogue import load_measured_costs, load_template
-from runtime.control.job import JobResult, LaunchRequest, MigrationRecord
-from runtime.control.journal import Journal
-from runtime.control.launch import run
+from runtime.control.job.job import JobResult, LaunchRequest, MigrationRecord
+from runtime.control.job.journal import Journal
+from runtime.control.job.launch import run
 
 FOLLOWING = 6  # steps after a change that say how long an ordinary one takes
 

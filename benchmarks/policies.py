@@ -20,8 +20,8 @@ from statistics import median
 
 from parcae_cli.catalogue import load_measured_costs, load_template
 from parcae_cli.commands.launch import POLICIES
-from runtime.control.job import JobResult, LaunchRequest
-from runtime.control.launch import run
+from runtime.control.job.job import JobResult, LaunchRequest
+from runtime.control.job.launch import run
 
 NODES = 8
 # In seconds of the trace: kills without a warning, notices of two minutes, and nodes that come.

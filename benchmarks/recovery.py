@@ -32,8 +32,8 @@ from pathlib import Path
 
 from cloud.local.provider import LocalProvider
 from parcae_cli.catalogue import load_measured_costs, load_template, templates_folder
-from runtime.control.job import LaunchRequest
-from runtime.control.launch import run
+from runtime.control.job.job import LaunchRequest
+from runtime.control.job.launch import run
 
 MODEL = "gpt-tiny"
 PEER = Path(__file__).with_name("recovery_peer.py")

@@ -27,12 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
 
     if parsed.attach is not None:
-        from runtime.control.bridge import attach
+        from runtime.control.node.bridge import attach
 
         return attach(parsed.attach)
 
-    from runtime.control.agent import AgentOptions
-    from runtime.control.daemon import end_node, start_daemon
+    from runtime.control.node.agent import AgentOptions
+    from runtime.control.node.daemon import end_node, start_daemon
 
     folder = parsed.folder.resolve()
     environment = os.environ

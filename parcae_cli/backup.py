@@ -13,7 +13,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--listen-fd", type=int, required=True)
     parsed = parser.parse_args(arguments)
 
-    from runtime.control.backup_service import main as serve
+    from runtime.control.backup.service import main as serve
 
     serve(parsed.control_fd, parsed.listen_fd)
     return 0

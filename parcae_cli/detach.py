@@ -10,7 +10,7 @@ from pathlib import Path
 
 from parcae_cli.errors import FailedError, MayBeRunning
 from parcae_cli.render.output import print_json, text_console
-from runtime.control.journal import Journal, UnknownJobError
+from runtime.control.job.journal import Journal, UnknownJobError
 
 START_TIMEOUT_S = 60.0
 
@@ -50,8 +50,7 @@ def run_detached(home: Path, job: str, arguments: Sequence[str], as_json: bool) 
         print_json({"job": job, "state": "starting", "pid": child.pid, "log": str(log)})
     else:
         text_console().print(
-            f"job [bold]{job}[/] started.  See: parcae status {job}   "
-            f"End it: parcae down {job}"
+            f"job [bold]{job}[/] started.  See: parcae status {job}   End it: parcae down {job}"
         )
 
 

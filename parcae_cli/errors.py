@@ -76,11 +76,11 @@ _CODES: tuple[tuple[str, str, int], ...] = (
     ("cloud.provider", "CloudError", FAILED),
     ("runtime.planning.errors", "InputError", USAGE),
     ("cloud.hosts.inventory", "InventoryError", USAGE),
-    ("runtime.control.checkpoint_target", "StoreError", FAILED),
-    ("runtime.control.journal", "JobExistsError", USAGE),
-    ("runtime.control.journal", "UnknownJobError", USAGE),
-    ("runtime.control.journal", "JournalError", FAILED),
-    ("runtime.control.past", "NotResumableError", USAGE),
+    ("runtime.control.backup.checkpoint_target", "StoreError", FAILED),
+    ("runtime.control.job.journal", "JobExistsError", USAGE),
+    ("runtime.control.job.journal", "UnknownJobError", USAGE),
+    ("runtime.control.job.journal", "JournalError", FAILED),
+    ("runtime.control.job.past", "NotResumableError", USAGE),
 )
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.control.journal import EventRecord, JobRecord, Journal
+from runtime.control.job.journal import EventRecord, JobRecord, Journal
 
 LAST_EVENTS = 20
 CURVE_POINTS = 400

@@ -140,9 +140,7 @@ def preemptions(api: Api, zones: list[str]) -> list[Preemption]:
     """
     try:
         found = [
-            Preemption(
-                datetime.fromisoformat(row.insert_time).timestamp(), zone, last_part(row.target_link)
-            )
+            Preemption(datetime.fromisoformat(row.insert_time).timestamp(), zone, last_part(row.target_link))
             for zone in zones
             for row in api.rows("ZoneOperationsClient", "list", preempted_request(api.project, zone))
         ]

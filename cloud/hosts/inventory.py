@@ -166,7 +166,7 @@ def _host(entry: Mapping[str, Any], config: str | None, where: str) -> Host:
     environment = entry.get("environment", {})
     for key, value in environment.items():
         if not _VARIABLE.fullmatch(key) or not isinstance(value, str):
-            raise InventoryError(f"{where}: environment: {key} = {value!r} is not NAME = \"text\"")
+            raise InventoryError(f'{where}: environment: {key} = {value!r} is not NAME = "text"')
     optional = ("python", "folder", "internal_address", "zone", "gpus", "metadata", "metadata_flavor")
     return Host(
         name=name,

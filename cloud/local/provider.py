@@ -276,6 +276,7 @@ class LocalProvider:
 
     def later(self, delay_s: float, action: Callable[[], None]) -> None:
         """Do something `delay_s` wall seconds from now, unless the provider is closed before."""
+
         def run() -> None:
             self._timers.discard(handle)
             action()

@@ -16,7 +16,7 @@ from parcae_cli.errors import MayBeRunning, UsageError
 from parcae_cli.home import parcae_home
 
 if TYPE_CHECKING:
-    from runtime.control.journal import JobRecord, Journal
+    from runtime.control.job.journal import JobRecord, Journal
 
 # A launcher ends its fleet within 10 s; one that does not is killed, and its fleet swept after it.
 STOP_TIMEOUT_S = 20.0
@@ -43,7 +43,7 @@ def down(
 ) -> None:
     """End JOB and everything it rented. Safe to repeat; exits 5 if something may still be running."""
     from parcae_cli.render.output import print_json, text_console
-    from runtime.control.journal import Journal
+    from runtime.control.job.journal import Journal
 
     home = parcae_home()
     if job is not None and all_jobs:
@@ -100,7 +100,7 @@ def chosen(journal: Journal, job: str | None, all_jobs: bool) -> list[JobRecord]
 
 def end_job(journal: Journal, record: JobRecord) -> Ended:
     """Stop a job's launcher, then sweep what it left."""
-    from runtime.control.journal import JobState
+    from runtime.control.job.journal import JobState
 
     was_running = not record.state.ended
     doubtful: list[str] = []

@@ -21,7 +21,7 @@ def gc(
     """
     from cloud.provider import CloudError
     from parcae_cli.render.output import print_json, text_console
-    from runtime.control.journal import Journal
+    from runtime.control.job.journal import Journal
 
     home = parcae_home()
     ended: dict[str, list[str]] = {}

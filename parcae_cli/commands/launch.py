@@ -13,7 +13,7 @@ from parcae_cli.clouds import CLOUDS, RENTED
 from parcae_cli.errors import FailedError, Interrupted, UsageError
 
 if TYPE_CHECKING:
-    from runtime.control.job import JobResult, LaunchRequest
+    from runtime.control.job.job import JobResult, LaunchRequest
 
 POLICIES = ("parcae", "reactive", "checkpoint", "redundancy")
 
@@ -164,7 +164,7 @@ def launch(
     from parcae_cli.catalogue import load_measured_costs
     from parcae_cli.home import parcae_home
     from parcae_cli.training_inputs import corpus_files, training_template
-    from runtime.control.job import LaunchRequest
+    from runtime.control.job.job import LaunchRequest
 
     home, template = parcae_home(), training_template(model, eval_every)
     request = LaunchRequest(
@@ -246,7 +246,7 @@ def confirm(request: LaunchRequest, yes: bool) -> None:
 def carry_out(request: LaunchRequest) -> JobResult:
     """Run the job to its end, in this process, and show how it goes on stderr."""
     from parcae_cli.render.progress import shown_progress
-    from runtime.control.launch import run
+    from runtime.control.job.launch import run
 
     with shown_progress(request.home, request.name):
         return run(request)
@@ -315,7 +315,7 @@ def check_fleet(cloud: str, own: str | None) -> dict[str, Any]:
 
 def check_backup(how: str, checkpoint: str | None, policy: str) -> None:
     """Refuse ways of keeping a backup that there are not, and checkpoints without the one that they need."""
-    from runtime.control.backup_orders import MODES
+    from runtime.control.backup.orders import MODES
 
     if how not in MODES:
         raise UsageError(f"--backup {how}: give {', '.join(MODES[:-1])} or {MODES[-1]}")
@@ -366,7 +366,7 @@ def place_of(option: str, named: str | None, must_exist: bool = False) -> str | 
     if named is None:
         return None
     if "://" in named:
-        from runtime.control.checkpoint_target import target_of
+        from runtime.control.backup.checkpoint_target import target_of
 
         return target_of(named).where
     path = Path(named).expanduser()
@@ -381,7 +381,7 @@ def job_name(name: str | None, model: str, home: Path) -> str:
     Raises:
         UsageError: the name is taken, or cannot be one.
     """
-    from runtime.control.journal import Journal, check_job_name
+    from runtime.control.job.journal import Journal, check_job_name
 
     taken: set[str] = set()
     if (home / "journal.db").exists():

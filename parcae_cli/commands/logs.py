@@ -23,7 +23,7 @@ def logs(
     """Show JOB's events with their reasons, or what one of its nodes wrote."""
     from parcae_cli.job_status import newest_job
     from parcae_cli.render.output import print_json
-    from runtime.control.journal import Journal
+    from runtime.control.job.journal import Journal
 
     home = parcae_home()
     journal = Journal(home) if (home / "journal.db").exists() else None

@@ -36,9 +36,7 @@ def replay(
     boot: Annotated[float, typer.Option(min=0, help="Seconds from rented to ready.")] = 0.0,
     gpus: Annotated[
         int,
-        typer.Option(
-            "--gpus-per-instance", min=1, max=64, help="GPUs that every instance of the trace has."
-        ),
+        typer.Option("--gpus-per-instance", min=1, max=64, help="GPUs that every instance of the trace has."),
     ] = 1,
     fleet: Annotated[int | None, typer.Option(min=1, help="Most instances that are wanted at once.")] = None,
     seed: Annotated[

@@ -29,7 +29,7 @@ def resume(
     """
     from parcae_cli.commands.launch import finish
     from parcae_cli.render.progress import shown_progress
-    from runtime.control.launch import resume as go_on
+    from runtime.control.job.launch import resume as go_on
 
     home = parcae_home()
     name = chosen(job)
@@ -55,8 +55,8 @@ def chosen(job: str | None) -> str:
         UsageError: there is none, or several and none was named.
         UnknownJobError, NotResumableError: the named one is not there, or cannot go on.
     """
-    from runtime.control.journal import Journal
-    from runtime.control.past import resumable
+    from runtime.control.job.journal import Journal
+    from runtime.control.job.past import resumable
 
     home = parcae_home()
     if not (home / "journal.db").exists():

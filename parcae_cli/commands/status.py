@@ -28,7 +28,7 @@ def status(
     """
     from parcae_cli.job_status import StatusReader, newest_job
     from parcae_cli.render.output import print_json, text_console
-    from runtime.control.journal import Journal
+    from runtime.control.job.journal import Journal
 
     home = parcae_home()
     console = text_console()

@@ -97,8 +97,8 @@ def record(
     import sys
 
     from parcae_cli.home import parcae_home
-    from runtime.control.history import held_trace
-    from runtime.control.journal import Journal, UnknownJobError
+    from runtime.control.job.history import held_trace
+    from runtime.control.job.journal import Journal, UnknownJobError
 
     home = parcae_home()
     if not (home / "journal.db").exists():

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from parcae_cli.render.output import bytes_text, duration_text, print_json, text_console, usd_text
-from runtime.control.job import JobResult, LaunchRequest
+from runtime.control.job.job import JobResult, LaunchRequest
 
 
 def print_request(request: LaunchRequest, as_json: bool, plan: Mapping[str, Any] | None = None) -> None:

@@ -17,7 +17,7 @@ from rich.text import Text
 from parcae_cli.render.charts import progress_bar
 from parcae_cli.render.output import text_console
 from parcae_cli.render.status import EVENT_COLOURS
-from runtime.control.journal import Journal
+from runtime.control.job.journal import Journal
 
 # The job runs in the same process: looking at it must cost next to nothing.
 PERIOD_S = 0.5

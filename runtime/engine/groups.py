@@ -109,9 +109,7 @@ class GlooGroups:
             return dist.ProcessGroupGloo(prefixed, rank, size, options)
 
         self._pipeline = group(f"pipeline{pipeline}", self._stage, stages)
-        self._replicas = [
-            group(f"stage{stage}", pipeline, pipelines) for stage in works or (self._stage,)
-        ]
+        self._replicas = [group(f"stage{stage}", pipeline, pipelines) for stage in works or (self._stage,)]
 
     def send_copy(self, tensor: torch.Tensor, stage: int, rank: int) -> Any:
         """The summed gradient of a stage, to the worker of the own pipeline that keeps a copy of it."""

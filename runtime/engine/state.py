@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from runtime.control import adamw
+from runtime.control.backup import adamw
 from runtime.control.wire import AdamW
 
 # Adding and subtracting 1.5 * 2^(52-42) in float64 rounds to a multiple of 2^-42 for |x| < 2^9.

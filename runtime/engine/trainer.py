@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from runtime.control.digests import TIED_TABLE
 from runtime.control.messages import Vote
+from runtime.control.training.digests import TIED_TABLE
 from runtime.control.wire import AdamW
 from runtime.engine.backup import BackupSender
 from runtime.engine.data import Corpus

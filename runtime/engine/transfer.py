@@ -209,9 +209,7 @@ def fetch_layers(
         except OSError as error:
             errors.append(error)
 
-    threads = [
-        threading.Thread(target=stream, args=part, name="fetch", daemon=True) for part in streams[1:]
-    ]
+    threads = [threading.Thread(target=stream, args=part, name="fetch", daemon=True) for part in streams[1:]]
     for thread in threads:
         thread.start()
     if streams:

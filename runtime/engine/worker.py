@@ -313,9 +313,7 @@ class Worker:
         ahead_s = copy.copied_s if copy is not None else 0.0
         self._compute(generation, Traffic(copied + fetched, round(fetch_s, 5), ahead, round(ahead_s, 5)))
 
-    def _fetch(
-        self, generation: Generation, message: messages.Switch, arrived: dict[int, LayerState]
-    ) -> int:
+    def _fetch(self, generation: Generation, message: messages.Switch, arrived: dict[int, LayerState]) -> int:
         """Complete `arrived`, the layers that this worker needs: in memory of their own until all are whole.
 
         Returns the number of bytes moved.

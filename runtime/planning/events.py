@@ -132,10 +132,7 @@ def _go_live(state: ControllerState, generation: int, news: News) -> ControllerS
         layout=plan.layout,
         cuts=plan.cuts,
         assignment=plan.assignment,
-        holds={
-            node: plan.held(node) if node in plan.assignment else NOTHING
-            for node in state.nodes
-        },
+        holds={node: plan.held(node) if node in plan.assignment else NOTHING for node in state.nodes},
         pending=None,
         started=True,
         broken=gone,

@@ -43,9 +43,7 @@ class ControllerState:
         staying = tuple(sorted(node for node, deadline_s in self.nodes.items() if deadline_s is None))
         if self.gpus == 1:
             return staying
-        return tuple(
-            worker for name in whole(staying, self.gpus) for worker in worker_names(name, self.gpus)
-        )
+        return tuple(worker for name in whole(staying, self.gpus) for worker in worker_names(name, self.gpus))
 
     @property
     def instances(self) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from parcae_cli.main import main
-from runtime.control.journal import Journal
+from runtime.control.job.journal import Journal
 
 ROOT = Path(__file__).resolve().parents[2]
 

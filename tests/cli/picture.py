@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runtime.control.journal import Journal
+from runtime.control.job.journal import Journal
 
 SPEC = {"model": "gpt-tiny", "cloud": "local", "policy": "parcae", "steps": 200, "nodes": 8, "speed": 60.0}
 

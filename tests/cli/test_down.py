@@ -13,7 +13,7 @@ import pytest
 
 from cloud.types import Instance, InstanceState, Pool
 from parcae_cli.commands import down
-from runtime.control.journal import Journal
+from runtime.control.job.journal import Journal
 from tests.cli.conftest import Done
 
 Run = Callable[..., Done]
@@ -22,7 +22,7 @@ Run = Callable[..., Done]
 OBEDIENT = """
 import os, signal, sys
 from pathlib import Path
-from runtime.control.journal import Journal
+from runtime.control.job.journal import Journal
 journal = Journal(Path(sys.argv[1]))
 def stop(*_):
     journal.set_job_state("job", "interrupted")

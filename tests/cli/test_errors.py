@@ -20,7 +20,7 @@ from cloud.provider import (
     QuotaError,
 )
 from parcae_cli.errors import FailedError, Interrupted, describe
-from runtime.control.journal import Journal
+from runtime.control.job.journal import Journal
 from runtime.planning.errors import InputError
 from tests.cli.conftest import Done
 from tests.cli.picture import write_job

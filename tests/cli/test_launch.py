@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.control.journal import Journal
+from runtime.control.job.journal import Journal
 from tests.cli.conftest import Done
 
 Run = Callable[..., Done]

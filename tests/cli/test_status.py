@@ -20,7 +20,7 @@ from rich.console import Console
 from parcae_cli.job_status import JobStatus, NodeStatus, StatusReader
 from parcae_cli.render.charts import bars, braille_curve, progress_bar
 from parcae_cli.render.status import status_view
-from runtime.control.journal import Journal
+from runtime.control.job.journal import Journal
 from tests.cli.conftest import Done
 from tests.cli.picture import end_job, snapshot, write_job
 

@@ -17,7 +17,7 @@ from cloud.local.provider import LocalProvider
 from cloud.local.schedule import Schedule
 from cloud.provider import CloudError, SpotProvider
 from cloud.types import InstanceState
-from runtime.control import ssh
+from runtime.control.fleet import ssh
 
 
 @asynccontextmanager

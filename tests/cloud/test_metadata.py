@@ -16,7 +16,7 @@ import pytest
 
 from cloud.local.metadata import MetadataService
 from cloud.types import Notice, NoticeKind
-from runtime.control.notices import MetadataClient, parse_interruption
+from runtime.control.node.notices import MetadataClient, parse_interruption
 
 TTL = "X-aws-ec2-metadata-token-ttl-seconds"
 TOKEN = "X-aws-ec2-metadata-token"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cloud.local.provider import LocalProvider
 from cloud.local.schedule import Schedule
-from runtime.control.fleet import Fleet, WorkerJoined, WorkerMessage
+from runtime.control.fleet.fleet import Fleet, WorkerJoined, WorkerMessage
 
 
 async def main(nodes: int) -> None:

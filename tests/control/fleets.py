@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from cloud.local.provider import LocalProvider
 from cloud.local.schedule import Schedule
 from cloud.processes import Register, is_alive
-from runtime.control.fleet import Fleet, LinkTimes, WorkerJoined, WorkerMessage
+from runtime.control.fleet.fleet import Fleet, LinkTimes, WorkerJoined, WorkerMessage
 
 HERE = Path(__file__).parent
 PROJECT = HERE.parents[1]

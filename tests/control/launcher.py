@@ -6,7 +6,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from runtime.control.fleet import LinkTimes
+from runtime.control.fleet.fleet import LinkTimes
 from tests.control.fleets import local_fleet
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from cloud.processes import Register, start_ticks
-from runtime.control.link import Link
+from runtime.control.fleet.link import Link
 from tests.control.fleets import STUB, wait_for
 
 
@@ -164,7 +164,7 @@ def test_agents_and_workers_start_light() -> None:
     """Nothing heavy is imported by the entry points: a node has an agent in milliseconds."""
     heavy = {"asyncio", "asyncssh", "cryptography", "numpy", "rich", "torch", "typer", "runtime.engine"}
     script = (
-        "import parcae_cli.agent, parcae_cli.worker, parcae_cli.zygote, runtime.control.daemon, sys;"
+        "import parcae_cli.agent, parcae_cli.worker, parcae_cli.zygote, runtime.control.node.daemon, sys;"
         f"print([name for name in {sorted(heavy)} if name in sys.modules])"
     )
     done = subprocess.run(

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.control import adamw, wire
-from runtime.control.backup import Backup
-from runtime.control.backup_orders import BackupOrders
-from runtime.control.backup_process import BackupProcess, BackupStatus
-from runtime.control.backup_stores import MOST_AHEAD, FollowedState
-from runtime.control.training import Pace
+from runtime.control import wire
+from runtime.control.backup import adamw
+from runtime.control.backup.orders import BackupOrders
+from runtime.control.backup.process import BackupProcess, BackupStatus
+from runtime.control.backup.server import Backup
+from runtime.control.backup.stores import MOST_AHEAD, FollowedState
+from runtime.control.training.training import Pace
 from runtime.planning.types import Layout
 
 TOKEN = b"t" * wire.TOKEN_BYTES

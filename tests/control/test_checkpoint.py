@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.control import checkpoint
-from runtime.control.checkpoint import Parameter
+from runtime.control.backup import checkpoint
+from runtime.control.backup.checkpoint import Parameter
 from runtime.planning.errors import InputError
 
 PARAMETERS = [Parameter(0, "token", (3, 2)), Parameter(1, "z.weight", (2, 2)), Parameter(1, "a.bias", (2,))]

@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from cloud.provider import CredentialsError
-from runtime.control.checkpoint_target import FolderTarget, StoreTarget, target_of
+from runtime.control.backup.checkpoint_target import FolderTarget, StoreTarget, target_of
 from runtime.planning.errors import InputError
 from tests.control.test_checkpoint import PARAMETERS, STATE, TEMPLATE
 

@@ -14,7 +14,7 @@ import pytest
 from cloud.local.schedule import Schedule
 from cloud.processes import is_alive
 from cloud.types import Instance, InstanceState, NoticeKind
-from runtime.control.fleet import (
+from runtime.control.fleet.fleet import (
     InstanceChanged,
     LinkTimes,
     NodeNoticed,

@@ -15,7 +15,7 @@ import pytest
 from cloud.local.schedule import Schedule
 from cloud.local.sweep import sweep
 from cloud.processes import is_alive, start_ticks
-from runtime.control.fleet import LinkTimes, WorkerJoined, WorkerLost, WorkerMessage
+from runtime.control.fleet.fleet import LinkTimes, WorkerJoined, WorkerLost, WorkerMessage
 from tests.control.fleets import PROJECT, local_fleet, recorded, wait_for
 
 # Every fault that closes a connection is to be told at once. On a busy machine "at once" may take this long.

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cloud.local.schedule import Schedule
-from runtime.control.fleet import LinkTimes, WorkerJoined, WorkerLost, WorkerMessage
+from runtime.control.fleet.fleet import LinkTimes, WorkerJoined, WorkerLost, WorkerMessage
 from tests.control.fleets import Watcher, local_fleet
 
 NODES = 4

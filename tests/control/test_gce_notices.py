@@ -10,7 +10,12 @@ import time
 import pytest
 
 from cloud.types import Notice, NoticeKind
-from runtime.control.gce_notices import GceMetadataClient, GceNoticeWatch, parse_maintenance, parse_preempted
+from runtime.control.node.gce_notices import (
+    GceMetadataClient,
+    GceNoticeWatch,
+    parse_maintenance,
+    parse_preempted,
+)
 from tests.cloud.gcp.metadata_server import GceMetadata
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from runtime.control.generations import COPY_PATIENCE_S, Pending, Recovery
 from runtime.control.messages import Copied, Prepared
+from runtime.control.training.generations import COPY_PATIENCE_S, Pending, Recovery
 from runtime.planning.types import Fetch, Layout, MigrationKind, MigrationPlan, Position
 
 PLAN = MigrationPlan(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cloud.types import Instance, InstanceState, Pool
-from runtime.control.history import held_trace
-from runtime.control.journal import InstanceRecord
+from runtime.control.job.history import held_trace
+from runtime.control.job.journal import InstanceRecord
 from runtime.planning.trace_formats import parse_trace
 
 POOL = Pool("a", "g5.xlarge", 1, 0.2, 0.5)

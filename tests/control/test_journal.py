@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cloud.types import Instance, InstanceState, Pool
-from runtime.control.journal import (
+from runtime.control.job.journal import (
     JobExistsError,
     JobState,
     Journal,
@@ -132,7 +132,7 @@ def test_two_hundred_writers_at_once_lose_nothing(tmp_path: Path) -> None:
         """
         import sys, threading
         from pathlib import Path
-        from runtime.control.journal import Journal
+        from runtime.control.job.journal import Journal
         home, who, failed = Path(sys.argv[1]), sys.argv[2], []
         def write(k):
             try:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.control.link import Link, split_lines
+from runtime.control.fleet.link import Link, split_lines
 
 
 @given(st.lists(st.sampled_from(["send", "send back", "deliver", "cut", "beat"]), max_size=60), st.data())

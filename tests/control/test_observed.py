@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from runtime.control.observed import LEAST_STEPS, StepTimes
+from runtime.control.training.observed import LEAST_STEPS, StepTimes
 from runtime.planning.controller import ControllerConfig
 from runtime.planning.types import Layout
 from tests.planning.fixtures import tables

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from cloud.types import Instance, InstanceState, Pool
 from runtime.control.messages import Hello
-from runtime.control.roster import Roster
-from runtime.control.training import ABORT_TIMEOUT_S, STEP_TIMEOUT_S, Pace
+from runtime.control.training.roster import Roster
+from runtime.control.training.training import ABORT_TIMEOUT_S, STEP_TIMEOUT_S, Pace
 from runtime.planning.types import Layout
 
 HELLO = Hello(1, "127.0.0.1", 1, 2)

@@ -11,11 +11,11 @@ import pytest
 
 from cloud.hosts.inventory import Host
 from cloud.types import Instance, InstanceState, OwnSshTarget, Pool
-from runtime.control.fleet import NodeNoticed, WorkerJoined, WorkerLost, WorkerMessage
+from runtime.control.fleet.fleet import NodeNoticed, WorkerJoined, WorkerLost, WorkerMessage
 from runtime.control.messages import Hello
+from runtime.control.node.worker_process import WorkerPlan, worker_environment
 from runtime.control.providers.hosts import gpus_of
-from runtime.control.roster import Roster
-from runtime.control.worker_process import WorkerPlan, worker_environment
+from runtime.control.training.roster import Roster
 from runtime.planning.errors import InputError
 from tests.control.fleets import local_fleet
 

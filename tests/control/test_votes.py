@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.control.digests import FinalDigests
 from runtime.control.messages import Vote
-from runtime.control.votes import Ballot, CoverageError
+from runtime.control.training.digests import FinalDigests
+from runtime.control.training.votes import Ballot, CoverageError
 
 
 def vote(generation: int = 1, step: int = 0, losses: object = (), norms: object = ()) -> Vote:

@@ -11,8 +11,8 @@ from typing import Any
 
 from cloud.local.provider import LocalProvider
 from parcae_cli.catalogue import load_measured_costs, load_template
-from runtime.control.job import JobResult, LaunchRequest
-from runtime.control.launch import run
+from runtime.control.job.job import JobResult, LaunchRequest
+from runtime.control.job.launch import run
 
 SEED = 11
 

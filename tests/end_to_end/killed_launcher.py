@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from runtime.control import messages
-from runtime.control.coordinator import Coordinator
-from runtime.control.journal import Journal
-from runtime.control.launch import resume
-from runtime.control.recorder import Recorder
+from runtime.control.job.journal import Journal
+from runtime.control.job.launch import resume
+from runtime.control.job.recorder import Recorder
+from runtime.control.training.coordinator import Coordinator
 from tests.end_to_end.harness import train
 
 OPTIONS: dict[str, Any] = {"nodes": 4, "steps": 60}

@@ -20,7 +20,7 @@ from typing import Any
 
 from cloud.local.provider import LocalProvider
 from parcae_cli.catalogue import load_template
-from runtime.control.launch import resume
+from runtime.control.job.launch import resume
 from runtime.engine.faults import POINTS, SAID
 from tests.end_to_end.harness import Finished, lines, processes_of, train
 from tests.end_to_end.held import Held, pids_of

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from parcae_cli.catalogue import load_fleet
-from runtime.control.history import held_trace
-from runtime.control.journal import Journal
+from runtime.control.job.history import held_trace
+from runtime.control.job.journal import Journal
 from runtime.planning.trace_formats import parse_trace
 from tests.cloud.aws.conftest import ec2, endpoint  # noqa: F401
 from tests.cloud.aws.front import Front

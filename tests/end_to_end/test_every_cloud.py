@@ -14,8 +14,8 @@ import pytest
 
 from parcae_cli.catalogue import load_fleet
 from parcae_cli.clouds import RENTED
-from runtime.control.journal import Journal
-from runtime.control.launch import resume
+from runtime.control.job.journal import Journal
+from runtime.control.job.launch import resume
 from tests.cloud.aws.conftest import ec2, endpoint  # noqa: F401
 from tests.cloud.gcp.conftest import compute  # noqa: F401
 from tests.cloud.gcp.fake_compute import MACHINE_TYPE

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cloud.processes import start_ticks
-from runtime.control.journal import Journal
+from runtime.control.job.journal import Journal
 from tests.end_to_end.harness import processes_of
 
 DEADLINE_S = 60.0

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from cloud.local.provider import LocalProvider
-from runtime.control.launch import resume
-from runtime.control.recorder import Recorder
+from runtime.control.job.launch import resume
+from runtime.control.job.recorder import Recorder
 from tests.end_to_end.harness import Finished, lines, processes_of, train
 from tests.end_to_end.storm import is_backup
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from parcae_cli.catalogue import load_template
-from runtime.control.job import LaunchRequest
-from runtime.control.launch import read_start
+from runtime.control.job.job import LaunchRequest
+from runtime.control.job.launch import read_start
 from runtime.planning.errors import InputError
 from runtime.planning.model import parse_model
 from tests.end_to_end.harness import SEED, Finished, processes_of, train

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from cloud.local.sweep import sweep
-from runtime.control.journal import Journal
-from runtime.control.launch import resume
-from runtime.control.past import NotResumableError
+from runtime.control.job.journal import Journal
+from runtime.control.job.launch import resume
+from runtime.control.job.past import NotResumableError
 from tests.end_to_end.harness import Finished, lines, processes_of, train
 from tests.end_to_end.killed_launcher import OPTIONS
 

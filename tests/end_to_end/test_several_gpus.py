@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cloud.local.provider import LocalProvider
-from runtime.control.journal import Journal
+from runtime.control.job.journal import Journal
 from tests.end_to_end.harness import processes_of, train
 
 pytestmark = pytest.mark.timeout(150)
@@ -45,9 +45,7 @@ def test_nodes_with_two_gpus_lose_both_and_the_weights_are_equal(tmp_path: Path)
     trace = "".join(f"0,add,a{k}\n" for k in range(4))
     trace += "60,remove,a0\n90,add,b0\n150,kill,a1\n200,add,b1\n330,kill,a2\n330,kill,a3\n390,add,c0\n"
     faults = ({"node": "a3/1", "step": 8, "point": "backward"},)
-    run = train(
-        tmp_path, "two", watch, trace, nodes=4, gpus_per_node=2, steps=STEPS, speed=60, faults=faults
-    )
+    run = train(tmp_path, "two", watch, trace, nodes=4, gpus_per_node=2, steps=STEPS, speed=60, faults=faults)
     result = run.result
     assert result.state == "done" and (result.samples_lost, result.samples_repeated) == (0, 0)
     assert run.losses == base.losses

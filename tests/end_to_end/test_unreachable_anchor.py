@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from cloud.local.provider import LocalProvider
-from runtime.control import launch
-from runtime.control.deploy import PushedSources
+from runtime.control.fleet.deploy import PushedSources
+from runtime.control.job import launch
 from runtime.control.providers import ProviderSetup, provider_setup
 from tests.end_to_end.harness import processes_of, train
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from runtime.control import adamw, wire
-from runtime.control.backup import Backup
+from runtime.control import wire
+from runtime.control.backup import adamw
+from runtime.control.backup.server import Backup
 from runtime.engine.backup import BackupSender
 from runtime.engine.state import LayerState, bytes_of, update_on_device
 from runtime.engine.transfer import Address

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from runtime.control import messages
-from runtime.control.backup import Backup
+from runtime.control.backup.server import Backup
 from tests.engine.conftest import STEPS
 from tests.engine.driver import Crew
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from runtime.control.worker_process import WorkerPlan, worker_environment
+from runtime.control.node.worker_process import WorkerPlan, worker_environment
 from runtime.engine import nccl_groups
 from runtime.engine.groups import GROUP_TIMEOUT, GlooGroups, Groups
 from runtime.engine.nccl_groups import NcclGroups

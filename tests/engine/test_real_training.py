@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from runtime.control import checkpoint, messages
-from runtime.control.backup import Backup
-from runtime.control.votes import Ballot
+from runtime.control import messages
+from runtime.control.backup import checkpoint
+from runtime.control.backup.server import Backup
+from runtime.control.training.votes import Ballot
 from runtime.planning.ledger import SampleOrder
 from runtime.planning.model import parse_model
 from tests.engine.driver import Crew, tiny_template

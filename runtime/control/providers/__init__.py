@@ -12,13 +12,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from cloud.provider import SpotProvider
-from runtime.control.deploy import AgentStart
-from runtime.control.node_link import LinkTimes
+from runtime.control.fleet.deploy import AgentStart
+from runtime.control.fleet.node_link import LinkTimes
 from runtime.planning.prior import PriorRates
 
 if TYPE_CHECKING:
-    from runtime.control.job import LaunchRequest
-    from runtime.control.journal import Journal
+    from runtime.control.job.job import LaunchRequest
+    from runtime.control.job.journal import Journal
     from runtime.planning.model import ModelSpec
 
 CLOUDS: Mapping[str, str] = {

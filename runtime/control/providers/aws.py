@@ -23,8 +23,8 @@ from cloud.aws.requests import (
 from cloud.aws.settings import AwsSettings
 from cloud.aws.shared import LaunchRecord, image_id
 from cloud.aws.sweep import end_launch, strangers
-from runtime.control.job import LaunchRequest
-from runtime.control.journal import Journal
+from runtime.control.job.job import LaunchRequest
+from runtime.control.job.journal import Journal
 from runtime.control.providers import ProviderSetup
 from runtime.control.providers.rented import (
     SWEEP_WITHIN_S,
@@ -160,9 +160,7 @@ def _choose(
     choice = choose(
         request,
         [
-            Candidate(
-                offer.name, tuple(one.pool for one in offer.pools), _on_device(spec, offer, settings)
-            )
+            Candidate(offer.name, tuple(one.pool for one in offer.pools), _on_device(spec, offer, settings))
             for offer in found
         ],
     )

@@ -18,8 +18,8 @@ from cloud.gcp.requests import JOB_LABEL, LAUNCH_LABEL, Owner, bulk_insert_reque
 from cloud.gcp.settings import GcpSettings
 from cloud.gcp.sweep import delete_until_gone, instances_of, settle
 from cloud.provider import MaybeStillRunningError
-from runtime.control.job import LaunchRequest
-from runtime.control.journal import Journal
+from runtime.control.job.job import LaunchRequest
+from runtime.control.job.journal import Journal
 from runtime.control.providers import ProviderSetup
 from runtime.control.providers.rented import (
     SWEEP_WITHIN_S,

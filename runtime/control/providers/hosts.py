@@ -16,11 +16,12 @@ from cloud.hosts.inventory import Host, InventoryError, read_inventory
 from cloud.hosts.provider import HostRefusesError, HostsProvider, HostTimes, run_of
 from cloud.provider import CloudError
 from cloud.types import Instance
-from runtime.control import probe, ssh
-from runtime.control.deploy import push_sources
-from runtime.control.job import LaunchRequest
-from runtime.control.journal import Journal
-from runtime.control.node_link import LinkTimes
+from runtime.control.fleet import ssh
+from runtime.control.fleet.deploy import push_sources
+from runtime.control.fleet.node_link import LinkTimes
+from runtime.control.job.job import LaunchRequest
+from runtime.control.job.journal import Journal
+from runtime.control.node import probe
 from runtime.control.providers import ProviderSetup
 from runtime.planning.errors import InputError
 from runtime.planning.model import ModelSpec
@@ -74,7 +75,6 @@ def gpus_of(hosts: Sequence[Host], asked: int | None) -> int:
         if host.gpus is not None and host.gpus < asked:
             raise InputError(f"--gpus-per-node {asked}: host {host.name} has {host.gpus} in its file")
     return asked
-
 
 
 def sweep(
@@ -247,7 +247,7 @@ def _probe_text() -> str:
 
 @functools.cache
 def _our_digest() -> str:
-    return probe.sources_digest(Path(probe.__file__).resolve().parents[2])
+    return probe.sources_digest(Path(probe.__file__).resolve().parents[3])
 
 
 def _wanted() -> str:

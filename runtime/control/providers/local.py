@@ -7,9 +7,9 @@ import os
 from cloud.local.provider import LocalProvider
 from cloud.local.schedule import Schedule
 from cloud.types import Pool
-from runtime.control.job import LaunchRequest
-from runtime.control.journal import Journal
-from runtime.control.link_times import LinkTimes
+from runtime.control.fleet.link_times import LinkTimes
+from runtime.control.job.job import LaunchRequest
+from runtime.control.job.journal import Journal
 from runtime.control.providers import ProviderSetup
 from runtime.planning.errors import InputError
 from runtime.planning.model import ModelSpec

@@ -12,12 +12,12 @@ import asyncssh
 from cloud.rented import RentedProvider
 from cloud.settings import FleetSettings, RentedTimes
 from cloud.types import Instance, Pool
-from runtime.control import ssh
-from runtime.control.deploy import PushedSources
-from runtime.control.job import LaunchRequest
-from runtime.control.node_link import LinkTimes
-from runtime.control.planner import first_plan, planner_config
+from runtime.control.fleet import ssh
+from runtime.control.fleet.deploy import PushedSources
+from runtime.control.fleet.node_link import LinkTimes
+from runtime.control.job.job import LaunchRequest
 from runtime.control.providers import ProviderSetup
+from runtime.control.training.planner import first_plan, planner_config
 from runtime.planning.errors import InputError
 from runtime.planning.model import ModelSpec
 from runtime.planning.placement import instances_needed
@@ -157,9 +157,7 @@ def rented_setup(
     )
 
 
-def expectation(
-    request: LaunchRequest, choice: Choice, prior: PriorRates | None = None
-) -> dict[str, Any]:
+def expectation(request: LaunchRequest, choice: Choice, prior: PriorRates | None = None) -> dict[str, Any]:
     """The part of a plan that no cloud decides: nodes, layout, and what to expect of them.
 
     Raises:
@@ -217,8 +215,7 @@ class BootedNode:
             ssh.CommandError: it is not ready yet.
         """
         command = (
-            f"if [ -e {self.failed} ]; then tail -n {_LOG_LINES} {self.log}; exit 9; fi; "
-            f"test -e {self.ready}"
+            f"if [ -e {self.failed} ]; then tail -n {_LOG_LINES} {self.log}; exit 9; fi; test -e {self.ready}"
         )
         reply = await ssh.run(connection, command, _STATE_TIMEOUT_S)
         if reply.status == 9:

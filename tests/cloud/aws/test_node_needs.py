@@ -18,7 +18,7 @@ def test_agents_and_workers_need_numpy_and_torch_only() -> None:
         "import sys\n"
         f"for name in {_NOT_THERE!r}: sys.modules[name] = None\n"
         "import parcae_cli.agent, parcae_cli.worker\n"
-        "import runtime.control.agent, runtime.control.daemon, runtime.control.bridge\n"
+        "import runtime.control.node.agent, runtime.control.node.daemon, runtime.control.node.bridge\n"
         "import runtime.engine.worker\n"
     )
     done = subprocess.run(

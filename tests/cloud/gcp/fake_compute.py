@@ -150,9 +150,10 @@ class FakeCompute:
         assert marks is not None
         name = body["namePattern"].replace(marks[0], str(number).zfill(len(marks[0])))
         selections = body.get("instanceFlexibilityPolicy", {}).get("instanceSelections", {})
-        machine = properties.get("machineType") or min(
-            selections.values(), key=lambda selection: int(selection["rank"])
-        )["machineTypes"][0]
+        machine = (
+            properties.get("machineType")
+            or min(selections.values(), key=lambda selection: int(selection["rank"]))["machineTypes"][0]
+        )
         scope = f"{self.base}projects/{PROJECT}/zones/{zone}"
         instance = {
             "kind": "compute#instance",
@@ -236,9 +237,7 @@ class FakeCompute:
             ],
         }
 
-    def _advice_capacity(
-        self, asked: Mapping[str, str], body: dict[str, Any], fault: Fault | None
-    ) -> Answer:
+    def _advice_capacity(self, asked: Mapping[str, str], body: dict[str, Any], fault: Fault | None) -> Answer:
         some = {"instanceCount": body["size"], "machineType": MACHINE_TYPE, "provisioningModel": "SPOT"}
         shards = [{**some, "zone": zone} for zone in ZONES]
         scores = {"obtainability": 0.7, "estimatedUptime": "7200s"}

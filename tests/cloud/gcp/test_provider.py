@@ -21,7 +21,7 @@ from cloud.provider import CloudError, CredentialsError, MaybeStillRunningError,
 from cloud.types import InstanceState, Pool
 from parcae_cli.catalogue import load_fleet, load_measured_costs, load_model
 from parcae_cli.render.job import print_plan
-from runtime.control.job import LaunchRequest
+from runtime.control.job.job import LaunchRequest
 from runtime.control.providers.gcp import foreign_instances, plan, prior_of, sweep
 from tests.cloud.gcp.fake_compute import MACHINE_TYPE, PROJECT, REGION, ZONES, FakeCompute, Fault
 

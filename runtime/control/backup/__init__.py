@@ -1,0 +1,1 @@
+"""The in-memory backup on the anchor, and the checkpoints that its process writes."""
