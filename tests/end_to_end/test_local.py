@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -164,14 +165,21 @@ def test_too_few_nodes_are_waited_out(undisturbed: Finished, tmp_path: Path) -> 
 
 
 def test_the_backup_is_replaced_while_training_goes_on(undisturbed: Finished, tmp_path: Path) -> None:
-    """Its process is killed, later every node at once: the new backup has followed every step since."""
+    """Its process is killed; once another has the state every node is: it has followed every step since."""
     killed: list[int] = []
+    events = tmp_path / "jobs" / "anchor" / "events.jsonl"
+    struck_at = 0
 
     def interfere(step: int, provider: LocalProvider) -> None:
+        nonlocal struck_at
         if step == 12 and not killed:
             killed.extend(pid for pid in processes_of(tmp_path) if is_backup(pid))
             os.kill(killed[0], signal.SIGKILL)
-        if step == 35 and not any(name.startswith("new") for name in provider.names()):
+        elif killed and not struck_at:
+            if not any(event["text"].startswith("a new backup has") for event in lines(events)):
+                time.sleep(0.1)  # a process starts meanwhile: the job must not be over before it has
+                return
+            struck_at = step
             for name in provider.names():
                 provider.kill(name)
             for name in ("new1", "new2"):
@@ -180,9 +188,11 @@ def test_the_backup_is_replaced_while_training_goes_on(undisturbed: Finished, tm
     trace = "0,add,old1\n0,add,old2\n"
     run = train(tmp_path, "anchor", interfere, trace=trace, nodes=2, steps=STEPS, backup="gradients")
     assert len(killed) == 1
+    assert 12 < struck_at < STEPS
     assert_equal(run, undisturbed, tmp_path)
     rollback = next(event["text"] for event in run.events if event["kind"] == "rollback")
-    assert rollback in ("back to step 35, 0 steps are done again", "back to step 34, 1 steps are done again")
+    back_to = int(rollback.removeprefix("back to step ").partition(",")[0])
+    assert struck_at - back_to in (0, 1)
     assert run.result.backup["restarts"] == 1
     assert 0 < run.result.backup["share_of_step_time"] < 1
 
