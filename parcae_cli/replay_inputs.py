@@ -15,7 +15,7 @@ from runtime.planning.model import ModelSpec
 from runtime.planning.profile import Profile, estimated_profile, measured_profile
 from runtime.planning.trace import Trace
 from runtime.planning.trace_formats import parse_trace
-from runtime.simulate.replay import ReplaySetup
+from runtime.simulate.setup import ReplaySetup
 
 COSTS = ("artifact", "measured")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,9 +10,7 @@ from runtime.planning.costs import Change, Cost
 from runtime.planning.foresight import course_of
 from runtime.planning.programme import Programme, Vector
 from runtime.planning.types import MigrationKind
-
-if TYPE_CHECKING:
-    from runtime.simulate.replay import ReplaySetup
+from runtime.simulate.setup import ReplaySetup
 
 MOST_LAYOUTS = 160  # that are weighed; more than any measured profile has
 

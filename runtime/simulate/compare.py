@@ -8,7 +8,8 @@ from statistics import fmean
 
 from runtime.planning.forecast import Forecaster
 from runtime.planning.forecasters import FORECASTERS, forecaster_named
-from runtime.simulate.replay import ReplaySetup, replay
+from runtime.simulate.replay import replay
+from runtime.simulate.setup import ReplaySetup
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from statistics import fmean, stdev
 
 from runtime.planning.errors import InputError
 from runtime.simulate.account import CATEGORIES
-from runtime.simulate.replay import PolicyResult, ReplayResult, ReplaySetup, SeedFigures, replay
+from runtime.simulate.replay import PolicyResult, ReplayResult, SeedFigures, replay
+from runtime.simulate.setup import ReplaySetup
 
 KEYS = ("lookahead", "interval", "notice", "boot", "fleet")
 Values = tuple[tuple[str, float], ...]  # one value for each key that is swept

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from parcae_cli.replay_inputs import replay_setup
 from runtime.planning.trace import ADD, Trace, TraceEvent, synthetic_trace
 from runtime.simulate.bound import expected_bound
-from runtime.simulate.replay import CONTROLLED, ReplaySetup, replay
+from runtime.simulate.replay import CONTROLLED, replay
+from runtime.simulate.setup import ReplaySetup
 
 
 def _setup(trace: Trace, model: str = "gpt3-6b", notice_s: float = 0.0) -> ReplaySetup:

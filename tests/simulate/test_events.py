@@ -9,7 +9,8 @@ import pytest
 from parcae_cli.replay_inputs import replay_setup
 from runtime.planning.costs import notice_lead_s
 from runtime.planning.trace_formats import parse_trace
-from runtime.simulate.replay import PolicyResult, ReplaySetup, replay
+from runtime.simulate.replay import PolicyResult, replay
+from runtime.simulate.setup import ReplaySetup
 
 
 def _setup(rows: str, costs: str = "artifact", model: str = "gpt3-6b", **changes: float) -> ReplaySetup:

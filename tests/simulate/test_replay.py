@@ -15,7 +15,8 @@ from runtime.planning.trace import Trace, TraceEvent, synthetic_trace
 from runtime.planning.trace_formats import parse_trace
 from runtime.simulate.account import CATEGORIES, Account
 from runtime.simulate.compare import compare_forecasters
-from runtime.simulate.replay import CONTROLLED, POLICIES, PolicyResult, ReplaySetup, replay
+from runtime.simulate.replay import CONTROLLED, POLICIES, PolicyResult, replay
+from runtime.simulate.setup import ReplaySetup
 
 
 @lru_cache(maxsize=64)

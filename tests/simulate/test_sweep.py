@@ -13,7 +13,8 @@ from parcae_cli.replay_inputs import replay_setup
 from parcae_cli.replay_options import seeds_of, sweep_of
 from runtime.planning.errors import InputError
 from runtime.planning.trace import ADD, Trace, TraceEvent, synthetic_trace
-from runtime.simulate.replay import ReplaySetup, replay
+from runtime.simulate.replay import replay
+from runtime.simulate.setup import ReplaySetup
 from runtime.simulate.sweep import grid, run_grid, run_seeds, spread, varied
 
 

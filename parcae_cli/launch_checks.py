@@ -1,0 +1,140 @@
+"""What `parcae launch` refuses before anything starts: options that do not fit each other or name nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from parcae_cli.clouds import CLOUDS, RENTED
+from parcae_cli.errors import UsageError
+
+
+def check_cloud(cloud: str, trace: str | None) -> None:
+    """Refuse clouds that are unknown, and a trace where it has no say."""
+    if cloud not in CLOUDS:
+        raise UsageError(f"--cloud {cloud}: no such cloud", f"There is: {', '.join(CLOUDS)}")
+    if trace is not None and cloud != "local":
+        raise UsageError(f"--trace is for --cloud local; {cloud} decides by itself which nodes there are")
+
+
+def check_hosts(cloud: str, hosts: str | None) -> dict[str, str]:
+    """The fleet's settings: where the file of hosts is, for the cloud that is made of them.
+
+    Raises:
+        UsageError: there is a file and no use for it, or the other way round.
+        InventoryError: the file is wrong.
+    """
+    if (cloud == "hosts") != (hosts is not None):
+        raise UsageError(
+            "--cloud hosts and --hosts FILE belong together", "Example: --cloud hosts --hosts hosts.toml"
+        )
+    if hosts is None:
+        return {}
+    from cloud.hosts.inventory import read_inventory
+
+    path = Path(hosts).expanduser()
+    read_inventory(path)
+    return {"hosts": str(path.resolve())}
+
+
+def check_fleet(cloud: str, own: str | None) -> dict[str, Any]:
+    """The settings of the cloud's fleet: the shipped ones with the user's file laid over them.
+
+    Raises:
+        UsageError: there is a file and no use for it.
+        InputError: it is missing, or not TOML.
+    """
+    if cloud not in RENTED:
+        if own is not None:
+            raise UsageError(f"--fleet is for --cloud {' or '.join(RENTED)}; {cloud} has no such settings")
+        return {}
+    from parcae_cli.catalogue import load_fleet
+
+    return load_fleet(cloud, own)
+
+
+def check_backup(how: str, checkpoint: str | None, policy: str) -> None:
+    """Refuse ways of keeping a backup that there are not, and checkpoints without the one that they need."""
+    from runtime.control.backup.orders import MODES
+
+    if how not in MODES:
+        raise UsageError(f"--backup {how}: give {', '.join(MODES[:-1])} or {MODES[-1]}")
+    if how != "state" and policy == "checkpoint":
+        raise UsageError(
+            f"--backup {how}: --policy checkpoint sends states to be written", "Leave out --backup"
+        )
+    if how == "none" and checkpoint is not None:
+        raise UsageError("--backup none: checkpoints are written from the backup", "Leave out one of the two")
+
+
+def check_model(model: str) -> None:
+    """Refuse what is not a good template of a model that can be trained."""
+    from parcae_cli.catalogue import load_model
+
+    if load_model(model).gpt is None:
+        raise UsageError(f"{model} can be replayed, not trained", "Models that can be: parcae models")
+
+
+def check_forecaster(name: str | None) -> None:
+    """Refuse a forecaster that there is not."""
+    if name is not None:
+        from runtime.planning.forecasters import forecaster_named
+
+        forecaster_named(name)
+
+
+def check_trace(trace: str | None) -> Path | None:
+    """The trace's path, if it is a file of text; what it says is checked when it is read."""
+    if trace is None:
+        return None
+    path = Path(trace).expanduser()
+    if not path.is_file():
+        raise UsageError(
+            f"--trace {trace}: no such file", "Traces that come with Parcae: parcae trace --help"
+        )
+    try:
+        path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--trace {trace}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"--trace {trace}: is not a text file", "Formats: parcae trace --help") from None
+    return path.resolve()
+
+
+def place_of(option: str, named: str | None, must_exist: bool = False) -> str | None:
+    """The folder or the object store's URL that an option names, if it names one that can be."""
+    if named is None:
+        return None
+    if "://" in named:
+        from runtime.control.backup.checkpoint_target import target_of
+
+        return target_of(named).where
+    path = Path(named).expanduser()
+    if (path.exists() and not path.is_dir()) or (must_exist and not path.exists()):
+        raise UsageError(f"{option} {named}: no such folder")
+    return str(path.resolve())
+
+
+def job_name(name: str | None, model: str, home: Path) -> str:
+    """The name that was asked for, if it is free, or a new one after the model.
+
+    Raises:
+        UsageError: the name is taken, or cannot be one.
+    """
+    from runtime.control.job.journal import Journal, check_job_name
+
+    taken: set[str] = set()
+    if (home / "journal.db").exists():
+        journal = Journal(home)
+        taken = {job.name for job in journal.jobs()}
+        journal.close()
+    if name is None:
+        stem = Path(model).stem
+        return next(free for k in range(1, len(taken) + 2) if (free := f"{stem}-{k}") not in taken)
+    try:
+        check_job_name(name)
+    except ValueError as error:
+        raise UsageError(f"--name: {error}") from None
+    if name in taken:
+        raise UsageError(f"--name {name}: there is already a job of this name", f"See: parcae status {name}")
+    return name
