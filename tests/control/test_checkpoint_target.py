@@ -9,6 +9,7 @@ import fsspec
 import pytest
 
 from cloud.provider import CredentialsError
+from runtime.control.backup.checkpoint import Checkpoint
 from runtime.control.backup.checkpoint_target import FolderTarget, StoreTarget, target_of
 from runtime.planning.errors import InputError
 from tests.control.test_checkpoint import PARAMETERS, STATE, TEMPLATE
@@ -47,8 +48,8 @@ def check_target(target: StoreTarget) -> None:
     target.check()
     with pytest.raises(InputError, match="no checkpoint here"):
         target.read()
-    first = target.write(9, 5, TEMPLATE, PARAMETERS, {0: STATE[1], 1: STATE[0]})
-    second = target.write(10, 5, TEMPLATE, PARAMETERS, STATE)
+    first = target.write(Checkpoint(9, 5, TEMPLATE, {0: STATE[1], 1: STATE[0]}), PARAMETERS)
+    second = target.write(Checkpoint(10, 5, TEMPLATE, STATE), PARAMETERS)
     assert (first, second) == (f"{target.where}/step-9", f"{target.where}/step-10")
     found = target.read()
     assert (found.step, found.seed, found.template, found.layers) == (10, 5, TEMPLATE, STATE)
@@ -73,8 +74,8 @@ def test_gs_keeps_checkpoints() -> None:
 def test_without_its_description_a_checkpoint_is_none() -> None:
     """The writer died before the last object: the older one is taken."""
     target = in_memory("broken")
-    target.write(1, 5, TEMPLATE, PARAMETERS, STATE)
-    target.write(2, 5, TEMPLATE, PARAMETERS, STATE)
+    target.write(Checkpoint(1, 5, TEMPLATE, STATE), PARAMETERS)
+    target.write(Checkpoint(2, 5, TEMPLATE, STATE), PARAMETERS)
     fsspec.filesystem("memory").rm_file("/safe/broken/step-2/checkpoint.json")
     assert target.read().step == 1
 
@@ -109,7 +110,7 @@ def test_a_folder_forgets_old_checkpoints(tmp_path: Path) -> None:
     target = FolderTarget(tmp_path / "safe")
     target.check()
     for step in (1, 2):
-        target.write(step, 5, TEMPLATE, PARAMETERS, STATE)
+        target.write(Checkpoint(step, 5, TEMPLATE, STATE), PARAMETERS)
     target.remove(1)
     target.remove(1)
     assert [path.name for path in (tmp_path / "safe").iterdir()] == ["step-2"]

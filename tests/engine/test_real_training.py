@@ -245,7 +245,7 @@ def test_plain_pytorch_agrees_and_reads_the_checkpoint(crew: Crew, tmp_path: Pat
 
     def weights_of(step: int) -> dict[str, torch.Tensor]:
         layers = copies[step]
-        path = checkpoint.write(tmp_path, step, seed, template(), parameters, layers)
+        path = checkpoint.write(tmp_path, checkpoint.Checkpoint(step, seed, template(), layers), parameters)
         return load_file(path / "model.safetensors")
 
     weights = weights_of(STEPS)

@@ -42,17 +42,10 @@ class Checkpoint:
     step: int
     seed: int
     template: Mapping[str, Any]
-    layers: Mapping[int, bytes]
+    layers: Mapping[int, bytes | bytearray]
 
 
-def write(
-    folder: Path,
-    step: int,
-    seed: int,
-    template: Mapping[str, Any],
-    parameters: Sequence[Parameter],
-    layers: Mapping[int, bytes | bytearray],
-) -> Path:
+def write(folder: Path, content: Checkpoint, parameters: Sequence[Parameter]) -> Path:
     """Write `folder`/step-N and return it. An existing one of that step is kept: it holds the same.
 
     Raises:
@@ -60,13 +53,15 @@ def write(
     """
     from safetensors.numpy import save_file
 
-    target = folder / f"step-{step}"
+    target = folder / f"step-{content.step}"
     if target.exists():
         return target
-    scratch = folder / f".step-{step}.{os.getpid()}"
+    scratch = folder / f".step-{content.step}.{os.getpid()}"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    rows = {layer: np.frombuffer(blob, dtype=np.float32).reshape(3, -1) for layer, blob in layers.items()}
+    rows = {
+        layer: np.frombuffer(blob, dtype=np.float32).reshape(3, -1) for layer, blob in content.layers.items()
+    }
     save_file(_split(parameters, rows, 0, ""), scratch / _MODEL)
     moments: dict[str, Any] = {}
     for row, moment in enumerate(_MOMENTS, start=1):
@@ -74,9 +69,9 @@ def write(
     save_file(moments, scratch / _OPTIMISER)
     about = {
         "format": FORMAT,
-        "step": step,
-        "seed": seed,
-        "template": dict(template),
+        "step": content.step,
+        "seed": content.seed,
+        "template": dict(content.template),
         "parameters": [[p.layer, p.name, list(p.shape)] for p in parameters],
         "bytes": {name: (scratch / name).stat().st_size for name in FILES},
     }

@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,15 +43,8 @@ class CheckpointTarget(Protocol):
             CredentialsError: the store does not accept who we are.
         """
 
-    def write(
-        self,
-        step: int,
-        seed: int,
-        template: Mapping[str, Any],
-        parameters: Sequence[Parameter],
-        layers: Mapping[int, bytes | bytearray],
-    ) -> str:
-        """Write the checkpoint of a step and return where it is.
+    def write(self, content: Checkpoint, parameters: Sequence[Parameter]) -> str:
+        """Write a checkpoint and return where it is; `parameters` say what its layers consist of.
 
         Raises:
             OSError: it could not be written; nothing is left that looks like one.
@@ -138,16 +131,9 @@ class FolderTarget:
         except OSError as error:
             raise InputError(f"{self._folder}: cannot be written: {error.strerror}") from None
 
-    def write(
-        self,
-        step: int,
-        seed: int,
-        template: Mapping[str, Any],
-        parameters: Sequence[Parameter],
-        layers: Mapping[int, bytes | bytearray],
-    ) -> str:
+    def write(self, content: Checkpoint, parameters: Sequence[Parameter]) -> str:
         """See CheckpointTarget."""
-        return str(checkpoint.write(self._folder, step, seed, template, parameters, layers))
+        return str(checkpoint.write(self._folder, content, parameters))
 
     def read(self) -> Checkpoint:
         """See CheckpointTarget."""
@@ -179,21 +165,14 @@ class StoreTarget:
         self._explained(self._files.pipe_file, name, b"may Parcae write here?")
         self._explained(self._files.rm_file, name)
 
-    def write(
-        self,
-        step: int,
-        seed: int,
-        template: Mapping[str, Any],
-        parameters: Sequence[Parameter],
-        layers: Mapping[int, bytes | bytearray],
-    ) -> str:
+    def write(self, content: Checkpoint, parameters: Sequence[Parameter]) -> str:
         """See CheckpointTarget. Needs room for one checkpoint in the folder for temporary files."""
-        place = f"{self._root}/step-{step}"
+        place = f"{self._root}/step-{content.step}"
         with tempfile.TemporaryDirectory(prefix="parcae-checkpoint-") as scratch:
-            path = checkpoint.write(Path(scratch), step, seed, template, parameters, layers)
+            path = checkpoint.write(Path(scratch), content, parameters)
             for name in (*FILES, ABOUT):
                 self._explained(self._files.put_file, str(path / name), f"{place}/{name}")
-        return f"{self.where}/step-{step}"
+        return f"{self.where}/step-{content.step}"
 
     def read(self) -> Checkpoint:
         """See CheckpointTarget."""

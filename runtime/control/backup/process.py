@@ -78,7 +78,7 @@ class BackupProcess:
         token: bytes,
         folder: Path,
         follow: bool,
-        origin: Callable[[], tuple[int, Mapping[int, bytes]]] | None = None,
+        origin: Callable[[], tuple[int, Mapping[int, bytes | bytearray]]] | None = None,
     ) -> None:
         self._layers, self._token, self._follow, self._origin = layers, token, follow, origin
         self._folder = folder

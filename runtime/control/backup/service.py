@@ -14,7 +14,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from runtime.control.backup.checkpoint import Parameter
+from runtime.control.backup.checkpoint import Checkpoint, Parameter
 from runtime.control.backup.checkpoint_target import target_of
 from runtime.control.backup.server import Backup
 from runtime.control.backup.stores import PushedCopies
@@ -74,7 +74,8 @@ class BackupService:
         step, layers = copy
         parameters = [Parameter(p[0], p[1], tuple(p[2])) for p in request["parameters"]]
         target = target_of(request["target"])
-        return [step, target.write(step, request["seed"], request["template"], parameters, layers)]
+        content = Checkpoint(step, request["seed"], request["template"], layers)
+        return [step, target.write(content, parameters)]
 
     def _restore(self, target: str | None) -> int:
         """Hold what a checkpoint says and nothing else; its step, 0 without one."""

@@ -122,7 +122,7 @@ class PushedCopies:
                 del self._copies[later]
             return step
 
-    def restore(self, step: int, layers: Mapping[int, bytes]) -> None:
+    def restore(self, step: int, layers: Mapping[int, bytes | bytearray]) -> None:
         """Hold this state and nothing else; no layers: nothing."""
         with self.changed:
             self._copies = {step: {n: bytearray(blob) for n, blob in layers.items()}} if layers else {}

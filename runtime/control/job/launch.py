@@ -301,7 +301,7 @@ class _Job:
         if request.backup == "none":
             return NoBackup()
 
-        def origin() -> tuple[int, Mapping[int, bytes]]:
+        def origin() -> tuple[int, Mapping[int, bytes | bytearray]]:
             # The first backup is given what has been read; a later one reads it again.
             start, self._start = self._start, None
             start = start or newest_state(request, self._spec)
