@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from runtime.control.messages import Copied, Prepared
-from runtime.control.training.generations import COPY_PATIENCE_S, Pending, Recovery
+from runtime.control.training.generations import COPY_PATIENCE_S, Pending
+from runtime.control.training.recovery import Answers
 from runtime.planning.types import Fetch, Layout, MigrationKind, MigrationPlan, Position
 
 PLAN = MigrationPlan(
@@ -93,7 +94,7 @@ def test_without_copying_ahead_the_groups_are_enough() -> None:
 
 def test_a_survivor_that_dies_after_its_answer_holds_nothing() -> None:
     """Nor does the worker that comes in its place while others still have to answer: it has just begun."""
-    recovery = Recovery(4, 19, {"a", "b"})
+    recovery = Answers(4, 19, {"a", "b"})
     recovery.answer("a", 19, {0, 1})
     recovery.lose("a")
     assert recovery.awaiting == {"b"}
@@ -103,7 +104,7 @@ def test_a_survivor_that_dies_after_its_answer_holds_nothing() -> None:
 
 def test_what_stands_at_another_step_is_not_held() -> None:
     """Versions never mix; the worker has answered all the same."""
-    recovery = Recovery(4, 19, {"a"})
+    recovery = Answers(4, 19, {"a"})
     recovery.answer("a", 18, {0, 1})
     assert not recovery.awaiting
     assert recovery.holds() == {}

@@ -19,6 +19,8 @@ from runtime.control.job.journal import Journal
 from runtime.control.job.launch import resume
 from runtime.control.job.recorder import Recorder
 from runtime.control.training.coordinator import Coordinator
+from runtime.control.training.migration import Migration
+from runtime.control.training.recovery import Recovery
 from tests.end_to_end.harness import train
 
 OPTIONS: dict[str, Any] = {"nodes": 4, "steps": 60}
@@ -36,10 +38,8 @@ def soon() -> None:
 
 def arm(moment: str, step: int) -> Any:
     """Have this process killed at the moment; returns what to do after every step."""
-    send, prepare, aborted, finish = (
-        getattr(Coordinator, name) for name in ("_send", "_prepare", "_aborted", "_finish")
-    )
-    write = Recorder.step
+    send, finish = Coordinator._send, Coordinator._finish
+    prepare, answer, write = Migration.prepare, Recovery.answer, Recorder.step
     told: list[str] = []
 
     def decided(self: Any, number: int, *rest: Any) -> None:
@@ -55,14 +55,14 @@ def arm(moment: str, step: int) -> Any:
                 return
         send(self, node, message)
 
-    def prepared(self: Any, plan: Any) -> None:
-        prepare(self, plan)
-        if self.ledger.committed_steps >= step:
+    def prepared(self: Any, plan: Any, ahead: bool = False) -> None:
+        prepare(self, plan, ahead)
+        if self._course.step >= step:
             die()
 
     def answered(self: Any, node: str, message: messages.Aborted) -> None:
-        aborted(self, node, message)
-        if self.ledger.committed_steps >= step and self._resumption is None:
+        answer(self, node, message)
+        if self._course.step >= step:
             die()
 
     def finished(self: Any, *holds: Any) -> None:
@@ -79,9 +79,9 @@ def arm(moment: str, step: int) -> Any:
         case "one worker is told":
             Coordinator._send = told_one  # type: ignore[method-assign]
         case "a generation is begun":
-            Coordinator._prepare = prepared  # type: ignore[method-assign]
+            Migration.prepare = prepared  # type: ignore[method-assign]
         case "survivors report":
-            Coordinator._aborted = answered  # type: ignore[method-assign]
+            Recovery.answer = answered  # type: ignore[method-assign]
         case "all is committed":
             Coordinator._finish = finished  # type: ignore[method-assign]
     return lose_a_node

@@ -17,16 +17,18 @@ from runtime.control.backup.keeper import CheckpointKeeper
 from runtime.control.backup.orders import BackupOrders
 from runtime.control.backup.process import BackupPort
 from runtime.control.fleet import events as fleet_events
-from runtime.control.job.journal import JobState
 from runtime.control.job.recorder import Recorder
-from runtime.control.training import generations, phases
-from runtime.control.training.digests import FinalDigests
-from runtime.control.training.generations import Pending, Recovery, members_hold
+from runtime.control.training import phases
+from runtime.control.training.course import Course
+from runtime.control.training.ending import Ending
+from runtime.control.training.generations import Pending, members_hold
+from runtime.control.training.migration import Migration
 from runtime.control.training.phases import FleetPort, Phase, StartGate, StopRequest, next_batch
 from runtime.control.training.reception import Reception
+from runtime.control.training.recovery import Recovery
 from runtime.control.training.resumption import Resumption
 from runtime.control.training.roster import Roster
-from runtime.control.training.training import NEVER_S, Pace, Training
+from runtime.control.training.training import Pace, Training
 from runtime.control.training.votes import Ballot
 from runtime.planning import controller
 from runtime.planning import types as plan_types
@@ -60,27 +62,30 @@ class Coordinator:
         self._roster = Roster(config.gpus)
         self._reception = Reception(training, self._roster, backup, keeper, recorder, self._send)
         self._planned_lead_s = notice_lead_s(config.profile, config.costs)
-        self._phase = Phase.WAITING
-        self._running: MigrationPlan | None = None
-        self._fresh = False  # the running generation has not committed a step yet
-        self._pending: Pending | None = None
-        self._highest_generation = 0
-        self._ballot = Ballot(0, 0, 0)
-        self._recovery = Recovery(0, 0, ())
-        self._deadline_s = NEVER_S
+        ledger = Ledger(training.model.training.mini_batch, committed_steps=training.first_step)
+        self._course = Course(ledger, training.steps)
+        self._migration = Migration(self._course, self._roster, recorder, self._send)
+        self._recovery = Recovery(self._course, self._roster, recorder, self._send)
+        layers = len(training.model.layers)
+        self._ending = Ending(self._course, layers, backup, recorder, keeper, self._send)
         self._gate = StartGate()
-        self._planning: list[plan_types.Event] = []
-        self._digests = FinalDigests(len(training.model.layers))
         self._pace = Pace(config.profile if training.learns else None)
         self._orders = BackupOrders(training.backup, training.backup_every, at_once=resumption is not None)
-        self.ledger = Ledger(training.model.training.mini_batch, committed_steps=training.first_step)
-        self.stopped: StopRequest | None = None
-        self._drained_by_s = NEVER_S
         self._resumption = resumption
         if resumption is not None:
-            self.ledger = replace(self.ledger, committed_steps=resumption.step)
-            self._highest_generation = resumption.generation
+            self._course.ledger = replace(ledger, committed_steps=resumption.step)
+            self._course.highest_generation = resumption.generation
             self._state = resumption.state(self._state)
+
+    @property
+    def ledger(self) -> Ledger:
+        """What has been committed."""
+        return self._course.ledger
+
+    @property
+    def stopped(self) -> StopRequest | None:
+        """Why the job ends before its last step, if it does."""
+        return self._ending.stopped
 
     # ---- the loop --------------------------------------------------------------------------------------
 
@@ -91,41 +96,28 @@ class Coordinator:
             TrainingError: a worker reported something that no migration can mend.
         """
         next_tick_s = self._now_s() + self._training.interval_s
-        while self._phase is not Phase.ENDED:
+        while self._course.phase is not Phase.ENDED:
             lead_s = self._pace.notice_lead_s(self._planned_lead_s)
-            wake_s = min(next_tick_s, self._deadline_s, self._roster.next_due_s(lead_s))
+            wake_s = min(next_tick_s, self._course.deadline_s, self._roster.next_due_s(lead_s))
             for event in await next_batch(self._fleet.events, wake_s - self._now_s()):
                 self._handle(event)
             if self._now_s() >= next_tick_s:
                 next_tick_s = max(next_tick_s + self._training.interval_s, self._now_s())
                 self._config = self._pace.times.corrected(self._config)
-                self._planning.append(plan_types.IntervalElapsed())
-                self._planning += self._reception.spared(self._now_s())
+                self._course.planning.append(plan_types.IntervalElapsed())
+                self._course.planning += self._reception.spared(self._now_s())
             for node in self._roster.due(self._now_s(), lead_s):
-                self._planning.append(plan_types.NodeNoticed(node, self._roster.notices[node]))
+                self._course.planning.append(plan_types.NodeNoticed(node, self._roster.notices[node]))
             self._check_deadline()
             self._decide()
             self._recorder.refresh()
             self._keeper.tick()
-            self._end_in_time()
-        return self._digests.weights() if self._digests.complete else None
+            self._ending.look_at_budget(self._now_s(), self._pace.ordinary_s)
+        return self._ending.digest
 
     def request_stop(self, request: StopRequest) -> None:
         """End the job as soon as the loop turns; safe to call from a signal handler."""
         self._fleet.events.put_nowait(request)  # type: ignore[arg-type]
-
-    def _end_in_time(self) -> None:
-        """Before the budget is overstepped the step in flight becomes the last, and its state is kept."""
-        drain_s = phases.DRAIN_S + 2 * self._pace.ordinary_s if self._keeper.wanted else 0.0
-        if self.stopped is not None and self._now_s() > self._drained_by_s:
-            self._phase = Phase.ENDED
-        elif self.stopped is None and (why := self._recorder.budget_spent(drain_s)):
-            self.stopped = StopRequest(JobState.FAILED, why)
-            self._drained_by_s = self._now_s() + drain_s
-            if self._phase is Phase.RUNNING and drain_s:
-                self._training = replace(self._training, steps=self._step + 1)
-            else:
-                self._phase = Phase.ENDED
 
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()
@@ -140,90 +132,86 @@ class Coordinator:
             case fleet_events.WorkerLost(node, why):
                 self._lose(node, why)
             case StopRequest():
-                self.stopped = event
-                self._phase = Phase.ENDED
+                self._ending.stop(event)
             case _:
-                began = self._highest_generation > 0
+                began = self._course.highest_generation > 0
                 self._reception.hear(event, self._now_s(), began, self._config.profile.fewest_nodes)
 
     def _obey(self, node: str, message: messages.Message) -> None:
         match message:
             case messages.Vote():
-                if self._phase is Phase.RUNNING and self._ballot.cast(node, message):
+                if self._course.phase is Phase.RUNNING and self._course.ballot.cast(node, message):
                     self._commit()
             case messages.Prepared() | messages.Copied():
-                if self._pending is not None:
-                    self._pending.heard(node, message)
+                if self._course.pending is not None:
+                    self._course.pending.heard(node, message)
             case messages.Aborted():
-                self._aborted(node, message)
+                if self._resumption is not None:
+                    self._resumption.answer(node, message.step, message.holds)
+                else:
+                    self._recovery.answer(node, message)
+                    self._finish_recovery()
             case messages.Configured():
-                self._planning.append(self._reception.configured(node, message))
+                self._course.planning.append(self._reception.configured(node, message))
             case messages.Failed():
-                if self._phase is Phase.RUNNING:
+                if self._course.phase is Phase.RUNNING:
                     self._recorder.event("failed", f"{node} could not go on", message.error)
                     self._recover()
             case messages.Digests():
-                if self._phase is Phase.FINISHING and message.step == self._training.steps:
-                    self._digests.report(message.layers)
-                    self._phase = Phase.ENDED if self._digests.complete else self._phase
+                self._ending.heard(message)
 
     # ---- nodes come and go -----------------------------------------------------------------------------
 
     def _lose(self, node: str, why: str) -> None:
+        course = self._course
         if self._config.gpus == 1 or self._roster.whole(node):  # else the first to go has been told
             self._recorder.event("lost", f"{node} is gone", why)
         if not self._roster.lose(node):
             return
-        self._planning.append(plan_types.NodeLost(node))
+        course.planning.append(plan_types.NodeLost(node))
         self._recovery.lose(node)
-        if self._phase is Phase.RECOVERING:
+        if course.phase is Phase.RECOVERING:
             self._finish_recovery()
-        elif self._phase is Phase.RUNNING:
-            assert self._running is not None
-            if node in self._running.assignment:
+        elif course.phase is Phase.RUNNING:
+            if course.running is None or node in course.running.assignment:
                 self._recover()
-            elif self._pending is not None and not self._pending.possible(self._roster.ready):
-                self._cancel_pending()
-        elif self._phase is Phase.FINISHING:
-            self._digests.lose(node)
+            elif course.pending is not None and not course.pending.possible(self._roster.ready):
+                self._migration.cancel()
+        elif course.phase is Phase.FINISHING:
+            self._ending.lose(node)
             self._finish_or_recover()
 
     # ---- steps -----------------------------------------------------------------------------------------
 
-    @property
-    def _step(self) -> int:
-        """The step that is to be committed next; as many have been."""
-        return self.ledger.committed_steps
-
     def _commit(self) -> None:
         """Every worker has its gradient: the step is decided here."""
-        running, ballot, training = self._running, self._ballot, self._training
+        course, training = self._course, self._training
+        running, ballot, pending, fresh = course.running, course.ballot, course.pending, course.fresh
         assert running is not None
-        step, last = self._step, self._step + 1 == training.steps
+        step, last, step_s = course.step, course.step + 1 == course.steps, self._pace.ordinary_s
         switch = (
             not last
-            and not self._fresh
-            and self._pending is not None
-            and self._pending.goes(
-                self._now_s(), self._pace.ordinary_s, self._roster.notices, self._recorder.event
-            )
+            and not fresh
+            and pending is not None
+            and pending.goes(self._now_s(), step_s, self._roster.notices, self._recorder.event)
         )
         ballot.check_coverage(training.model.training.micro_batches)
         scale = ballot.clip_scale(training.model.training.clip_norm)
-        push, stream = self._orders.at(step + 1, last, self._fresh, self._backup)
-        self.ledger = self.ledger.commit(step)
-        self._recorder.step(step, ballot, self.ledger.samples, running, scale)
+        push, stream = self._orders.at(step + 1, last, fresh, self._backup)
+        course.ledger = course.ledger.commit(step)
+        self._recorder.step(step, ballot, course.ledger.samples, running, scale)
         proceed = not (last or switch or self._orders.halts)
         commit = messages.Commit(running.generation, step, scale, proceed, push, stream)
         for node in running.assignment:
             self._send(node, commit)
-        self._ballot = Ballot(running.generation, self._step, len(running.assignment))
-        pause_s = self._pace.commit(self._now_s(), self._fresh, running.layout)
-        if self._fresh:
-            self._live(running, step, ballot, pause_s)
-        self._deadline_s = self._now_s() + self._pace.timeout_s
-        if switch and self._pending is not None:
-            self._switch(self._pending.plan)
+        course.ballot = Ballot(running.generation, course.step, len(running.assignment))
+        pause_s = self._pace.commit(self._now_s(), fresh, running.layout)
+        if fresh:
+            self._migration.live(running, step, ballot, pause_s)
+            self._ready()
+        course.deadline_s = self._now_s() + self._pace.timeout_s
+        if switch and pending is not None:
+            self._switch(pending.plan)
         if last:
             self._finish(members_hold(running), {})
 
@@ -231,176 +219,114 @@ class Coordinator:
 
     def _decide(self) -> None:
         """Tell the controller what happened, and do what it wants."""
-        if not self._planning or self._phase not in (Phase.RUNNING, Phase.WAITING):
+        course = self._course
+        if not course.planning or course.phase not in (Phase.RUNNING, Phase.WAITING):
             return
-        fresh = self._phase is Phase.RUNNING and self._fresh  # state is on the move, for a step at most
+        fresh = course.phase is Phase.RUNNING and course.fresh  # state is on the move, for a step at most
         if fresh or self._gate.closed(self._roster.awaited, self._now_s()):
             return
         if self._resumption is not None and not self._resume(self._resumption):
             return
-        events, self._planning = self._planning, []
+        events, course.planning = course.planning, []
         decision = controller.step(self._config, self._state, events, self._now_s())
         self._state = decision.state
         self._recorder.decision(decision)
         for command in decision.commands:
             self._carry_out(command)
-        if self._pending is not None and self._state.pending is None:
-            self._cancel_pending()  # a member will go, and there are too few for another layout
+        if course.pending is not None and self._state.pending is None:
+            self._migration.cancel()  # a member will go, and there are too few for another layout
 
     def _carry_out(self, command: plan_types.Command) -> None:
         if isinstance(command, plan_types.Reconfigure):
             self._begin(command.plan)
-        elif self._phase is Phase.WAITING:
+        elif self._course.phase is Phase.WAITING:
             self._recorder.waiting(command.why)
             self._ready()
 
     def _resume(self, resumption: Resumption) -> bool:
         """Go on from what the survivors hold; False: wait for more of them, or all is done."""
-        alive = self._roster.ready
+        alive, course = self._roster.ready, self._course
         if resumption.waits(alive, self._roster.booting, self._now_s()):
             return False
         self._resumption = None
         holds = resumption.holds(alive)
-        self._recorder.event("resumed", f"at step {self._step}", f"{len(holds)} workers were found again")
-        self._planning += [plan_types.TrainingStopped(), plan_types.StateReported(holds)]
-        if self._step == self._training.steps and resumption.is_whole(alive):
+        self._recorder.event("resumed", f"at step {course.step}", f"{len(holds)} workers were found again")
+        course.planning += [plan_types.TrainingStopped(), plan_types.StateReported(holds)]
+        if course.step == course.steps and resumption.is_whole(alive):
             self._finish(holds, resumption.copies(alive))
-        elif self._step == self._training.steps == self._backup.status.latest:
+        elif course.step == course.steps == self._backup.status.latest:
             self._finish_or_recover()
-        return self._phase is Phase.WAITING
+        return course.phase is Phase.WAITING
 
     def _begin(self, plan: MigrationPlan) -> None:
-        self._highest_generation = max(self._highest_generation, plan.generation)
-        self._recorder.begin_generation(self._highest_generation)
-        if self._phase is Phase.RUNNING:
+        course = self._course
+        course.highest_generation = max(course.highest_generation, plan.generation)
+        self._recorder.begin_generation(course.highest_generation)
+        if course.phase is Phase.RUNNING:
             cost_s, ahead = self._state.pending_cost.total_s, self._training.copy_ahead
-            old, self._pending = self._pending, Pending(plan, self._now_s(), cost_s, ahead)
-            if old is not None:
-                for node in set(old.plan.assignment) - set(plan.assignment):
-                    self._send(node, messages.Cancel(old.plan.generation))
-            self._prepare(plan, ahead)
+            self._migration.foresee(Pending(plan, self._now_s(), cost_s, ahead))
             return
         if plan.kind is MigrationKind.ROLLBACK:
             self._roll_back()
-        self._prepare(plan)
+        self._migration.prepare(plan)
         self._switch(plan)
 
-    def _prepare(self, plan: MigrationPlan, ahead: bool = False) -> None:
-        for node, message in generations.prepare_messages(plan, self._roster.workers, ahead).items():
-            self._send(node, message)
-
     def _switch(self, plan: MigrationPlan) -> None:
-        """Begin the next step in the new generation.
-
-        Workers need not wait for each other: a source changes its layers only with the next commit, for which
-        every receiver must have voted.
-        """
-        self._phase = Phase.RUNNING
         self._orders.reset()
-        self._running, self._fresh, self._pending = plan, True, None
-        self._ballot = Ballot(plan.generation, self._step, len(plan.assignment))
-        self._deadline_s = self._now_s() + self._pace.timeout_s
-        for node, message in generations.switch_messages(plan, self._step, self._roster.workers).items():
-            self._send(node, message)
-        self._recorder.generation(plan)
-
-    def _live(self, plan: MigrationPlan, step: int, ballot: Ballot, pause_s: float) -> None:
-        """The generation has committed its first step: its migration is over."""
-        self._fresh = False
-        live = plan_types.GenerationLive(plan.generation)
-        self._planning = [live, plan_types.StateReported(members_hold(plan)), *self._planning]
-        for node in set(self._roster.workers) - set(plan.assignment):
-            self._send(node, messages.Release(plan.generation))
-        self._recorder.migrated(plan, step, pause_s, self._roster.changes(), ballot.transfer)
-        self._ready()
-
-    def _cancel_pending(self) -> None:
-        """The next generation cannot be built; the running one goes on."""
-        assert self._pending is not None
-        generation = self._pending.plan.generation
-        for node in self._pending.plan.assignment:
-            self._send(node, messages.Cancel(generation))
-        self._pending = None
-        self._planning.append(plan_types.MigrationFailed(generation))
+        self._migration.switch(plan, self._now_s() + self._pace.timeout_s)
 
     # ---- recovery --------------------------------------------------------------------------------------
 
     def _recover(self) -> None:
         """Leave the step in flight, everywhere, and ask the survivors what they hold."""
-        self.ledger = self.ledger.abandon()
-        self._phase = Phase.RECOVERING
-        if self._pending is not None:
-            self._planning.append(self._pending.overtaken(self._recorder.event))
-            self._pending = None
-        # Whoever may still hold layers must answer, also nodes that only wait to be released.
-        self._recovery = Recovery(self._highest_generation, self._step, self._roster.ready)
-        self._deadline_s = self._now_s() + self._pace.abort_timeout_s
-        for node in sorted(self._recovery.awaiting):
-            self._send(node, messages.Abort(self._highest_generation))
+        self._recovery.begin(self._now_s() + self._pace.abort_timeout_s)
         self._finish_recovery()
 
-    def _aborted(self, node: str, message: messages.Aborted) -> None:
-        if self._resumption is not None:
-            self._resumption.answer(node, message.step, message.holds)
-        elif self._phase is Phase.RECOVERING and message.generation == self._recovery.generation:
-            self._recovery.answer(node, message.step, message.holds)
-            self._finish_recovery()
-
     def _finish_recovery(self) -> None:
-        if self._recovery.awaiting:
+        holds = self._recovery.finished()
+        if holds is None:
             return
-        self._phase = Phase.WAITING
-        self._running = None
-        self._deadline_s = NEVER_S
-        holds = self._recovery.holds()
-        if self._step == self._training.steps and self._digests.whole(holds):
-            self._finish(holds, {})  # nothing is left to be trained
+        if self._ending.suffices(holds):
+            self._finish(holds, {})
             return
-        self._planning += [plan_types.TrainingStopped(), plan_types.StateReported(holds)]
+        self._course.planning += [plan_types.TrainingStopped(), plan_types.StateReported(holds)]
 
     def _roll_back(self) -> None:
         """Every holder of some stage has died: go back to the newest whole copy (or to the seed)."""
         step, why = self._newest_state()
-        self._recorder.roll_back(step, self._step - step, why)
-        self.ledger = self.ledger.rollback(step)
+        self._recorder.roll_back(step, self._course.step - step, why)
+        self._course.ledger = self._course.ledger.rollback(step)
 
     def _newest_state(self) -> tuple[int, str]:
         return self._backup.freeze() or 0, "every holder of a stage died"
 
     def _check_deadline(self) -> None:
-        now_s, pending = self._now_s(), self._pending
+        now_s, course, pending = self._now_s(), self._course, self._course.pending
         if pending is not None and pending.late(now_s):
             self._recorder.event("failed", "the next generation could not be built in time")
-            self._cancel_pending()
-        if now_s < self._deadline_s:
+            self._migration.cancel()
+        if now_s < course.deadline_s:
             return
-        if self._phase is Phase.RECOVERING:
-            for node in sorted(self._recovery.awaiting):
+        if course.phase is Phase.RECOVERING:
+            for node in self._recovery.awaiting:
                 self._fleet.kill_worker(node)
                 self._lose(node, f"its worker did not answer for {self._pace.abort_timeout_s:g} s")
-        elif self._phase is Phase.RUNNING:
+        elif course.phase is Phase.RUNNING:
             self._recorder.event("failed", "a step was abandoned", "not all votes came in time")
             self._pace.stuck()
             self._recover()
-        elif self._phase is Phase.FINISHING:
+        elif course.phase is Phase.FINISHING:
             self._recover()  # who holds the outcome and does not tell it is given up
 
     # ---- the end ---------------------------------------------------------------------------------------
 
     def _finish(self, holds: Mapping[str, frozenset[int]], copies: Mapping[str, list[int]]) -> None:
         """Every step is committed, and these nodes hold the outcome."""
-        self._phase, self._digests.holders = Phase.FINISHING, holds
-        self._deadline_s = self._now_s() + self._pace.timeout_s
-        if copies:
-            self._backup.expect(self._step)
-        for node in holds:
-            self._send(node, messages.Digest(copies.get(node, [])))
+        self._ending.begin(holds, copies, self._now_s() + self._pace.timeout_s)
 
     def _finish_or_recover(self) -> None:
         """A node died after the last commit. What it alone knew comes from the backup, or is done again."""
-        if self._digests.take_from(self._backup, self._training.steps):
-            self._phase = Phase.ENDED
-        elif self._digests.out_of_reach():
+        if self._ending.is_out_of_reach():
             self._recover()
 
     def _send(self, node: str, message: messages.Message) -> None:

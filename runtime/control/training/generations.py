@@ -82,30 +82,6 @@ class Pending:
         return not self.stands and now_s > self.since_s + PREPARE_TIMEOUT_S
 
 
-class Recovery:
-    """Survivors of an abandoned step, on their way to say what they hold of `step`."""
-
-    def __init__(self, generation: int, step: int, awaiting: Collection[str]) -> None:
-        self.generation, self._step = generation, step
-        self.awaiting = set(awaiting)
-        self._holds: dict[str, frozenset[int]] = {}
-
-    def answer(self, node: str, step: int, layers: Collection[int]) -> None:
-        """A worker has left the generation. What it holds counts if it stands before the very same step."""
-        if step == self._step:
-            self._holds[node] = frozenset(layers)
-        self.awaiting.discard(node)
-
-    def lose(self, node: str) -> None:
-        """A survivor has died too, perhaps after its answer; a worker in its place holds nothing."""
-        self.awaiting.discard(node)
-        self._holds.pop(node, None)
-
-    def holds(self) -> dict[str, frozenset[int]]:
-        """What the survivors hold."""
-        return self._holds
-
-
 def prepare_messages(
     plan: MigrationPlan, workers: Mapping[str, Worker], ahead: bool = False
 ) -> dict[str, Prepare]:

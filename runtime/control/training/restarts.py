@@ -15,9 +15,7 @@ from typing import Any
 from runtime.control.backup.orders import BackupOrders
 from runtime.control.backup.process import BackupPort
 from runtime.control.training.coordinator import Coordinator
-from runtime.control.training.generations import Recovery
 from runtime.control.training.phases import Phase, StartGate
-from runtime.control.training.training import NEVER_S
 from runtime.planning import types as plan_types
 from runtime.planning.saving import save_is_due
 
@@ -95,7 +93,8 @@ class RestartingCoordinator(Coordinator):
     def _carry_out(self, command: plan_types.Command) -> None:
         if not isinstance(command, plan_types.Restart):
             super()._carry_out(command)
-        elif self._phase is Phase.RUNNING:  # save, stop, start without those that go, with those that came
+        elif self._course.phase is Phase.RUNNING:
+            # Save, stop, start without those that go, with those that came.
             self._orders.stop()
 
     def _commit(self) -> None:
@@ -105,7 +104,7 @@ class RestartingCoordinator(Coordinator):
 
     async def _restart_when_saved(self) -> None:
         step = self._orders.halted
-        while self._phase is Phase.RUNNING and step is not None and self._orders.halted == step:
+        while self._course.phase is Phase.RUNNING and step is not None and self._orders.halted == step:
             self._keeper.tick()
             if self._keeper.durable >= step:
                 self._restart(f"a change is due, and step {step} is saved")
@@ -115,7 +114,7 @@ class RestartingCoordinator(Coordinator):
 
     def _recover(self) -> None:
         """Somebody died, or a step failed: nothing of what is in memory is used again."""
-        self.ledger = self.ledger.abandon()
+        self._course.ledger = self._course.ledger.abandon()
         self._orders.losses += 1
         self._restart("a step was abandoned")
 
@@ -123,16 +122,15 @@ class RestartingCoordinator(Coordinator):
         if node not in self._roster or not self._roster.restarting(node):
             super()._lose(node, why)
         elif self._roster.lose(node):  # as it was told to
-            self._planning.append(plan_types.NodeLost(node))
+            self._course.planning.append(plan_types.NodeLost(node))
 
     def _restart(self, why: str) -> None:
         """End every worker; their agents start new ones, which are waited for before the next layout."""
         self._orders.reset()
-        self._running, self._pending, self._deadline_s = None, None, NEVER_S
-        self._phase = Phase.WAITING
-        self._recovery = Recovery(self._highest_generation, self._step, ())
+        self._course.wait()
+        self._recovery.forget()
         self._gate = StartGate()
-        self._planning += [plan_types.TrainingStopped(), plan_types.StateReported({})]
+        self._course.planning += [plan_types.TrainingStopped(), plan_types.StateReported({})]
         workers = sorted(self._roster.ready)
         self._roster.restart(workers)
         self._recorder.event("restart", f"every process starts anew: {len(workers)} workers", why)
