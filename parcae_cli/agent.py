@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--adopt", action="store_true", help="with --daemon: keep the one that lives here")
     action.add_argument("--attach", type=Path, metavar="SOCKET", help="carry standard input and output to it")
     action.add_argument("--end", action="store_true", help="end what runs here, remove the work folder")
+    action.add_argument("--receive", action="store_true", help="take data from standard input")
     parser.add_argument("--folder", type=Path, default=Path(), help="work folder of the node")
     parser.add_argument("--lease-s", type=float, default=60.0, help="leave when nobody was heard for so long")
     parser.add_argument("--poll-s", type=float, default=5.0, help="period of looking for notices")
@@ -30,6 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from runtime.control.node.bridge import attach
 
         return attach(parsed.attach)
+
+    lease_file = Path(os.environ["PARCAE_LEASE_FILE"]) if "PARCAE_LEASE_FILE" in os.environ else None
+    if parsed.receive:
+        from runtime.control.node.receiver import receive
+
+        return receive(lease_file)
 
     from runtime.control.node.agent import AgentOptions
     from runtime.control.node.daemon import end_node, start_daemon
@@ -49,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lease_s=parsed.lease_s,
         mute_s=parsed.mute_s,
         gpus=parsed.gpus,
-        lease_file=Path(environment["PARCAE_LEASE_FILE"]) if "PARCAE_LEASE_FILE" in environment else None,
+        lease_file=lease_file,
     )
     return end_node(options) if parsed.end else start_daemon(options, parsed.adopt)
 

@@ -26,6 +26,51 @@ def training_template(model: str, eval_every: int | None) -> dict[str, Any]:
     return template
 
 
+def corpus_of(
+    named: list[str], template: Mapping[str, Any]
+) -> tuple[tuple[Path, ...], tuple[dict[str, Any], ...]]:
+    """What `--data` names: local files, or objects in a store.
+
+    Raises:
+        UsageError, InputError, CloudError: as `corpus_files` and `corpus_objects`; or both kinds are named.
+    """
+    urls = [one for one in named if "://" in one]
+    if urls and len(urls) < len(named):
+        raise UsageError("--data: local files and objects in a store do not mix", "Give one kind")
+    return corpus_files([] if urls else named, template), corpus_objects(urls, template)
+
+
+def corpus_objects(urls: list[str], template: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """The objects that the URLs name, as rows of a request; none where there are no URLs.
+
+    Raises:
+        UsageError, InputError: nothing is there, or it is no data for this model.
+        CloudError: the store does not let us in, or nodes could not.
+    """
+    if not urls:
+        return ()
+    from dataclasses import asdict
+
+    from runtime.control.data_set import DataSet
+    from runtime.control.job.objects import links_to, objects_of, tokens_in
+    from runtime.planning.model import parse_model
+
+    model = parse_model(template, str(template.get("name")))
+    assert model.gpt is not None
+    files = objects_of(urls)
+    tokens, unit = tokens_in(files, model.gpt.vocab)
+    samples = (tokens - 1) // model.gpt.seq
+    if samples < 1:
+        raise UsageError(f"--data: {tokens} {unit} are fewer than one sample of {model.gpt.seq + 1}")
+    if samples <= model.training.held_out:
+        raise UsageError(
+            f"--data: {samples} samples of data, and eval_samples holds {model.training.held_out} of them "
+            "out; give more"
+        )
+    links_to(DataSet(files))
+    return tuple(asdict(file) for file in files)
+
+
 def corpus_files(globs: list[str], template: Mapping[str, Any]) -> tuple[Path, ...]:
     """The files that the globs name, sorted, each once; none where there are no globs.
 

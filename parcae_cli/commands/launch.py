@@ -113,9 +113,9 @@ def launch(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="GLOB",
-            help="Files to train on, as a glob; may be repeated: text, or tokens in .bin or .npy files. "
-            "Default: Python's standard library.",
+            metavar="GLOB|URL",
+            help="What to train on, may be repeated: a glob of files, which are sent to the nodes, or of "
+            "objects in s3:// or gs://; text, or tokens in .bin or .npy. Default: Python's standard library.",
         ),
     ] = None,
     eval_every: Annotated[
@@ -174,10 +174,11 @@ def launch(
 
     from parcae_cli.catalogue import load_measured_costs
     from parcae_cli.home import parcae_home
-    from parcae_cli.training_inputs import corpus_files, training_template
+    from parcae_cli.training_inputs import corpus_of, training_template
     from runtime.control.job.job import LaunchRequest
 
     home, template = parcae_home(), training_template(model, eval_every)
+    corpus, objects = corpus_of(data or [], template)
     request = LaunchRequest(
         name=job_name(name, model, home),
         model=str(Path(model).resolve()) if model.endswith(".toml") else model,
@@ -204,12 +205,11 @@ def launch(
         checkpoint_every=checkpoint_every or (0 if policy == "checkpoint" else 100),
         checkpoint_keep=checkpoint_keep,
         start_from=place_of("--from", start_from, must_exist=True),
-        corpus=corpus_files(data or [], template),
+        corpus=corpus,
+        objects=objects,
         template=template,
         cost_table=load_measured_costs(),
     )
-    if cloud in RENTED and data:
-        raise UsageError("--data: files are not sent to rented nodes yet", "Leave it out: there is a default")
     if dry_run:
         from parcae_cli.render.job import print_request
 

@@ -22,10 +22,10 @@ def print_request(request: LaunchRequest, as_json: bool, plan: Mapping[str, Any]
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     for key, value in request.as_json().items():
-        if key in ("template", "cost_table", "faults", "fleet"):
+        if key in ("template", "cost_table", "faults", "fleet", "objects"):
             continue
         if key == "corpus":
-            value = f"{len(request.corpus)} files" if request.corpus else "the standard library's sources"
+            value = _data_text(request)
         table.add_row(key, "-" if value is None else str(value))
     console = text_console()
     console.print("[bold]Would launch[/] (nothing was started)")
@@ -36,6 +36,13 @@ def print_request(request: LaunchRequest, as_json: bool, plan: Mapping[str, Any]
         for request_ in plan["requests"]:
             text = json.dumps(request_["arguments"], indent=2)
             console.print(f"{request_['call']} {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _data_text(request: LaunchRequest) -> str:
+    if request.objects:
+        size = sum(row["size_bytes"] for row in request.objects)
+        return f"{len(request.objects)} objects, {bytes_text(size)}, fetched by the nodes"
+    return f"{len(request.corpus)} files" if request.corpus else "the standard library's sources"
 
 
 def print_plan(plan: Mapping[str, Any]) -> None:

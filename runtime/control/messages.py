@@ -36,7 +36,8 @@ class Hello(Message):
 
 @dataclass(frozen=True)
 class Configure(Message):
-    """What to train. `model` is the template's content, `corpus` the text files, `backup` an address.
+    """What to train. `model` is the template's content, `corpus` the files, absolute or below the node's
+    folder for data, `backup` an address.
 
     `faults` are scripted deaths for tests: objects with keys node, step, point.
     """

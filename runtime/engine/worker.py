@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from runtime.control import messages
+from runtime.control.data_set import found_on_node
 from runtime.engine.ahead import AheadCopy
 from runtime.engine.backup import BackupSender
 from runtime.engine.data import Corpus, CorpusError
@@ -154,7 +155,7 @@ class Worker:
         try:
             model = parse_model(message.model, source=str(message.model.get("name")))
             assert model.gpt is not None
-            corpus = Corpus(message.corpus, model.gpt.seq, model.gpt.vocab)
+            corpus = Corpus([*map(found_on_node, message.corpus)], model.gpt.seq, model.gpt.vocab)
             # On a GPU exact sums cost too much memory, and its kernels would not keep the promise anyway.
             exact = message.exact and compute_device().type == "cpu"
             trainer = Trainer(model, message.seed, corpus, exact, self._point)

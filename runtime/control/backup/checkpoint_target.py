@@ -87,8 +87,21 @@ def file_system(scheme: str) -> Any:
     Raises:
         InputError: the package is not installed.
     """
+    options = store_options(scheme)
+    from obstore.fsspec import FsspecStore
+
+    make: Any = FsspecStore
+    return make(scheme, **options)
+
+
+def store_options(scheme: str) -> dict[str, Any]:
+    """What obstore is told of a store; credentials are those that the cloud's own tools use.
+
+    Raises:
+        InputError: the package is not installed.
+    """
     try:
-        from obstore.fsspec import FsspecStore
+        import obstore  # noqa: F401
     except ImportError:
         raise InputError(f"{scheme}://: object stores need one more package: {_PACKAGE}") from None
     retry = {"max_retries": 5, "retry_timeout": timedelta(seconds=_RETRY_S)}
@@ -97,8 +110,7 @@ def file_system(scheme: str) -> Any:
         options["client_options"] = {"allow_http": True}
     if scheme == "s3" and "AWS_ACCESS_KEY_ID" not in os.environ:
         options |= _shared_aws_settings()
-    make: Any = FsspecStore
-    return make(scheme, **options)
+    return options
 
 
 def _shared_aws_settings() -> dict[str, Any]:
@@ -217,19 +229,25 @@ class StoreTarget:
         """The result of `call`, with the store's errors in one line."""
         try:
             return call(*arguments, **options)
-        except FileNotFoundError as error:
-            raise InputError(f"{self.where}: {_said(error, 'no such bucket or object')}") from None
         except Exception as error:
-            if type(error).__module__.split(".")[0] not in ("obstore", "botocore", "builtins", "google"):
+            explained = explained_error(self.where, error)
+            if explained is error:
                 raise
-            said = _said(error, type(error).__name__)
-            if any(word in str(error) for word in _NOT_LET_IN) or isinstance(error, PermissionError):
-                raise CredentialsError(
-                    f"{self.where}: the store does not let us in: {said}; sign in as its own tools do"
-                ) from None
-            if "NoSuchBucket" in str(error):
-                raise InputError(f"{self.where}: no such bucket") from None
-            raise StoreError(f"{self.where}: {said}") from None
+            raise explained from None
+
+
+def explained_error(where: str, error: Exception) -> Exception:
+    """A store's error in one line: InputError, CredentialsError or StoreError; another error as it is."""
+    if isinstance(error, FileNotFoundError):
+        return InputError(f"{where}: {_said(error, 'no such bucket or object')}")
+    if type(error).__module__.split(".")[0] not in ("obstore", "botocore", "builtins", "google"):
+        return error
+    said = _said(error, type(error).__name__)
+    if any(word in str(error) for word in _NOT_LET_IN) or isinstance(error, PermissionError):
+        return CredentialsError(f"{where}: the store does not let us in: {said}; sign in as its own tools do")
+    if "NoSuchBucket" in str(error):
+        return InputError(f"{where}: no such bucket")
+    return StoreError(f"{where}: {said}")
 
 
 # How obstore says that there are no credentials (it asks the metadata service last), or none that count.

@@ -173,6 +173,8 @@ class NodeLink:
                 except ssh.BrokenNodeError:
                     raise
                 except ssh.SshError as error:
+                    if isinstance(error, ssh.DeliveryCutError):
+                        reached_by_s = time.monotonic() + self._times.boot_s
                     if time.monotonic() > reached_by_s:
                         raise
                     if isinstance(error, ssh.RefusedError):

@@ -35,6 +35,10 @@ class ConnectionLost(SshError):
     """The connection broke in the middle."""
 
 
+class DeliveryCutError(ConnectionLost):
+    """The connection broke after some of the data had arrived: the next try goes on from there."""
+
+
 class CommandError(SshError):
     """A remote command failed."""
 

@@ -17,9 +17,10 @@ class LaunchRequest:
     `model` is a shipped template's name or the path of the user's own. `nodes` is how many are wanted,
     `gpus_per_node` how many GPUs, and so workers, each of them has (None: what the cloud's machines have);
     `trace` decides how many there are and names them, `speed` is its seconds per wall second, and `notice_s`
-    its seconds between a warning and the kill. `corpus` are the files to train on; none: the standard
-    library's sources. `forecaster` None: the planner's default. `home` is where the journal and the job's
-    files go. `template` is the content of the model's file, `cost_table` the measured costs of migrations,
+    its seconds between a warning and the kill. `corpus` are the local files to train on, `objects` those
+    in an object store (rows of `data_set.DataFile`); neither: the standard library's sources.
+    `forecaster` None: the planner's default. `home` is where the journal and the job's files go. `template`
+    is the content of the model's file, `cost_table` the measured costs of migrations,
     `fleet` the settings of the cloud (see templates/fleets). `max_hours` (of the cloud's time) and
     `max_usd_per_hour` end the job as the budget does.
     `backup` says how the anchor's copy is kept (see `backup_orders.MODES`).
@@ -49,6 +50,7 @@ class LaunchRequest:
     backup_every: int = 10
     budget_usd: float | None = None
     corpus: tuple[Path, ...] = ()
+    objects: tuple[Mapping[str, Any], ...] = ()
     checkpoint: str | None = None
     checkpoint_every: int = 100
     checkpoint_keep: int = 3
@@ -72,6 +74,7 @@ class LaunchRequest:
             "home": str(self.home),
             "trace": None if self.trace is None else str(self.trace),
             "corpus": [str(path) for path in self.corpus],
+            "objects": [dict(row) for row in self.objects],
         }
 
     @classmethod
@@ -82,6 +85,7 @@ class LaunchRequest:
         for key in ("home", "trace"):
             found[key] = None if found.get(key) is None else Path(found[key])
         found["corpus"] = tuple(Path(path) for path in found.get("corpus", ()))
+        found["objects"] = tuple(found.get("objects", ()))
         found["faults"] = ()  # scripted deaths are for the first attempt
         return cls(**found)
 

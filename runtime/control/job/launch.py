@@ -15,11 +15,13 @@ from runtime.control.backup.checkpoint import Checkpoint
 from runtime.control.backup.checkpoint_target import target_of
 from runtime.control.backup.keeper import LAST_COPY_TIMEOUT_S, CheckpointKeeper
 from runtime.control.backup.process import BackupProcess, NoBackup
+from runtime.control.data_set import DataSet
 from runtime.control.fleet.fleet import Fleet
 from runtime.control.fleet.records import Inheritance
 from runtime.control.job.bill import Bill
 from runtime.control.job.continuation import check_continues
 from runtime.control.job.job import JobResult, LaunchRequest
+from runtime.control.job.job_data import data_of, sent_before
 from runtime.control.job.journal import JobState, Journal
 from runtime.control.job.past import NotResumableError, Past, job_token, read_past, resumable
 from runtime.control.job.recorder import Recorder
@@ -62,11 +64,12 @@ def run(request: LaunchRequest, watch: Watch | None = None) -> JobResult:
         setup = provider_setup(request, spec, journal)
         request = replace(request, gpus_per_node=setup.gpus)
         check_nodes(request, setup.spec or spec)  # what fits depends on the device that the cloud has
+        data = data_of(request)
     except BaseException:
         journal.close()
         raise
     journal.create_job(request.name, request.as_json(), os.getpid())
-    return _carry_out(request, journal, lambda: _Job(request, spec, setup, journal, start, watch))
+    return _carry_out(request, journal, lambda: _Job(request, spec, setup, journal, start, data, watch))
 
 
 def resume(home: Path, name: str, watch: Watch | None = None, **changes: Any) -> JobResult:
@@ -90,12 +93,13 @@ def resume(home: Path, name: str, watch: Watch | None = None, **changes: Any) ->
             raise NotResumableError(f"job {name} ended ({record.state}) without a checkpoint: launch anew")
         setup = provider_setup(request, spec, journal)
         check_nodes(request, setup.spec or spec)
+        data = data_of(request)
         if not journal.take_over(record, os.getpid(), request.as_json()):
             raise NotResumableError(f"job {name} is being resumed by another process: parcae status {name}")
     except BaseException:
         journal.close()
         raise
-    return _carry_out(request, journal, lambda: _Job(request, spec, setup, journal, start, watch, past))
+    return _carry_out(request, journal, lambda: _Job(request, spec, setup, journal, start, data, watch, past))
 
 
 def _carry_out(request: LaunchRequest, journal: Journal, make: Callable[[], _Job]) -> JobResult:
@@ -191,12 +195,14 @@ class _Job:
         setup: ProviderSetup,
         journal: Journal,
         start: Checkpoint | None,
+        data: DataSet | None,
         watch: Watch | None,
         past: Past | None = None,
     ) -> None:
         self._past = past
         self._request, self._spec, self._journal = request, setup.spec or spec, journal
         self._setup, self._start = setup, start
+        self._data = data
         self._wanted = setup.wanted or request.nodes
         self._token = job_token(journal.job_folder(request.name))
         self._bill = Bill(setup.time_scale)
@@ -231,7 +237,7 @@ class _Job:
             self._wanted,
             times=setup.link_times,
             poll_s=setup.poll_s,
-            agent_start=setup.agent_start,
+            agent_start=sent_before(setup.agent_start, self._data, self._recorder),
             anchor=None if setup.anchor_reachable else backup.address,
             before=None if self._past is None else Inheritance(self._past.living, tuple(self._past.tokens)),
             gpus=setup.gpus,
@@ -323,7 +329,7 @@ class _Job:
             model_template=dict(request.template),
             steps=request.steps,
             seed=request.seed,
-            corpus=[str(path) for path in request.corpus],
+            corpus=self._data.node_paths if self._data else [str(path) for path in request.corpus],
             token=self._token,
             interval_s=request.interval_s / self._setup.time_scale,
             backup_every=request.backup_every,

@@ -169,6 +169,11 @@ class Recorder:
         self._plan = None
 
     @property
+    def training(self) -> bool:
+        """Whether steps are being made."""
+        return self._state is JobState.RUNNING
+
+    @property
     def time_lost_s(self) -> float:
         """Seconds that changes have cost: every pause, and the steps that were done again."""
         return sum(record.pause_s for record in self.migrations) + max(0.0, self._redone_s)

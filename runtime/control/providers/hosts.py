@@ -225,6 +225,7 @@ def start_words(host: Host, folder: str, sources: str | None) -> str:
         "PARCAE_ADDRESS": '"$A"',
         "PARCAE_REGISTER": '"$F"/pgids',
         "PARCAE_LOG": '"$F"/node.log',
+        "PARCAE_DATA": '"$F"/../../data',
         **{name: shlex.quote(value) for name, value in host.environment.items()},
     }
     if host.metadata is not None:

@@ -36,6 +36,7 @@ def setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) -> Provider
         schedule,
         speed=request.speed,
         notice_s=request.notice_s,
+        environment={"PARCAE_DATA": str(request.home / "data")},
         pool=Pool("local", "process", request.gpus, price.spot_usd_per_hour, price.on_demand_usd_per_hour),
     )
     return ProviderSetup(
