@@ -31,7 +31,10 @@ class KeyPair:
 
 @dataclass(frozen=True)
 class LaunchRecord:
-    """One launch: its owner's labels, where it rents, our key and the key that its nodes show."""
+    """One launch: its owner's labels, where it rents, our key and the key that its nodes show.
+
+    `gpu` is what was chosen: a launch that is gone on with rents no other, whatever the market says by then.
+    """
 
     folder: Path
     job: str
@@ -40,6 +43,7 @@ class LaunchRecord:
     region: str
     client_key: KeyPair
     host_key: KeyPair
+    gpu: str = ""
 
     @property
     def owner(self) -> Owner:
@@ -47,11 +51,12 @@ class LaunchRecord:
         return Owner(self.job, self.launch)
 
     @classmethod
-    def at(cls, folder: Path, job: str, project: str, region: str) -> LaunchRecord:
+    def at(cls, folder: Path, job: str, project: str, region: str, gpu: str = "") -> LaunchRecord:
         """The record in the folder, or a new one, which is then on the disk."""
         if (folder / "launch.json").exists():
             return cls.read(folder)
-        record = cls(folder, job, secrets.token_hex(10), project, region, KeyPair.new(), KeyPair.new())
+        launch = secrets.token_hex(10)
+        record = cls(folder, job, launch, project, region, KeyPair.new(), KeyPair.new(), gpu)
         fields = {
             "job": job,
             "launch": record.launch,
@@ -59,6 +64,7 @@ class LaunchRecord:
             "region": region,
             "client_key": vars(record.client_key),
             "host_key": vars(record.host_key),
+            "gpu": gpu,
         }
         write_private(folder / "launch.json", json.dumps(fields))
         return record
@@ -75,6 +81,7 @@ class LaunchRecord:
             fields["region"],
             KeyPair(**fields["client_key"]),
             KeyPair(**fields["host_key"]),
+            fields.get("gpu", ""),
         )
 
     # --- requests

@@ -12,6 +12,7 @@ from cloud.gcp.api import Api
 from cloud.gcp.bootstrap import startup_script
 from cloud.gcp.errors import ApiError, Verdict
 from cloud.gcp.launch_record import LaunchRecord
+from cloud.gcp.market import on_demand_usd_per_hour
 from cloud.gcp.requests import SSH_PORT_ITEM, TOKEN_LABEL, bulk_insert_request, items_of, last_part
 from cloud.gcp.settings import GcpSettings
 from cloud.gcp.sweep import delete, delete_until_gone, instances_of, settle
@@ -35,8 +36,19 @@ _STATES = {
 _ENDED = InstanceState.TERMINATED
 
 
+def by_zone(pools: Sequence[Pool]) -> dict[str, list[Pool]]:
+    """The zones in the order of their best pools, each with its pools, the best first."""
+    zones: dict[str, list[Pool]] = {}
+    for pool in pools:
+        zones.setdefault(pool.zone, []).append(pool)
+    return zones
+
+
 class GcpProvider(RentedProvider):
-    """One launch in one region. `pools`: the preferred ones first; those of a zone are asked for together."""
+    """One launch in one region. `pools`: the preferred ones first; those of a zone are asked for together.
+
+    All of them have the same number of GPUs: a job needs nodes that are alike.
+    """
 
     name = "gcp"
     in_flight_s = 60.0
@@ -68,9 +80,7 @@ class GcpProvider(RentedProvider):
     def _launch(self, count: int, token: str) -> LaunchReply:
         got: list[Instance] = []
         held = any(not one.ended for one in list(self._seen.values()))
-        zones: dict[str, list[Pool]] = {}
-        for pool in self._pools.open(self._clock()):
-            zones.setdefault(pool.zone, []).append(pool)
+        zones = by_zone(self._pools.open(self._clock()))
         for number, (zone, pools) in enumerate(zones.items()):
             missing = count - len(got)
             if not missing or self._closing:
@@ -86,11 +96,21 @@ class GcpProvider(RentedProvider):
                 for pool in pools:
                     self._pools.failed(pool.instance_type, zone, str(error), self._clock())
                 continue
-            for pool in {one.pool for one in new}:
-                self._pools.gave(pool.instance_type, pool.zone)
+            self._remember(pools, {one.pool.instance_type for one in new}, zone)
             got += new
         shortage = "" if got else self._pools.shortage(self._clock())
         return LaunchReply(tuple(got), count - len(got), shortage, shortage)
+
+    def _remember(self, asked: Sequence[Pool], gave: set[str], zone: str) -> None:
+        """Those that gave are open; a better one that was passed over for them had nothing."""
+        last = max((k for k, pool in enumerate(asked) if pool.instance_type in gave), default=-1)
+        for pool in asked[: last + 1]:
+            if pool.instance_type in gave:
+                self._pools.gave(pool.instance_type, zone)
+            else:
+                self._pools.failed(
+                    pool.instance_type, zone, f"{pool.instance_type} was passed over", self._clock()
+                )
 
     def _bulk_insert(
         self, pools: Sequence[Pool], count: int, least: int, token: str, number: int
@@ -156,7 +176,7 @@ class GcpProvider(RentedProvider):
                 name=row.name,
                 job=self._record.job,
                 token=token,
-                pool=self._pools.of(machine, zone) or Pool(zone, machine, 1, 0.0, 0.0),
+                pool=self._pools.of(machine, zone) or self._unlisted(machine, zone),
                 state=state,
                 launched_s=datetime.fromisoformat(row.creation_timestamp).timestamp(),
             )
@@ -172,6 +192,11 @@ class GcpProvider(RentedProvider):
             int(port.get(SSH_PORT_ITEM, self._settings.ssh_port)),
         )
         self._move(row.name, state)
+
+    def _unlisted(self, machine: str, zone: str) -> Pool:
+        """The pool of an instance that was rented when the zone still offered it: at the price on demand."""
+        usd = on_demand_usd_per_hour(self._settings, machine)
+        return Pool(zone, machine, self._pools.all[0].gpus if self._pools.all else 1, usd, usd)
 
     def _move(self, name: str, state: InstanceState) -> None:
         """To a later state; an answer that is older than what we know changes nothing."""

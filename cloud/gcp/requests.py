@@ -60,7 +60,7 @@ def bulk_insert_request(
     startup_script: str,
 ) -> Request:
     """regionInstances.bulkInsert: up to `count` spot instances in one of the pools' zones, or none if fewer
-    than `at_least` are to be had.
+    than `at_least` are to be had. Of several machine types the first is taken as far as it goes.
 
     A preempted instance is deleted, not stopped, so that its disk costs nothing either; one that we forget
     ends itself after `longest_run_s`.

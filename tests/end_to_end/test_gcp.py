@@ -9,13 +9,18 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from parcae_cli.catalogue import load_fleet
+from runtime.control.job.history import held_trace
+from runtime.control.job.journal import Journal
 from tests.cloud.gcp.conftest import compute  # noqa: F401
-from tests.cloud.gcp.fake_compute import MACHINE_TYPE, FakeCompute
+from tests.cloud.gcp.fake_compute import MACHINE_TYPE, ZONES, FakeCompute
 from tests.end_to_end.gcp_machines import GcpMachines
-from tests.end_to_end.harness import processes_of
+from tests.end_to_end.harness import processes_of, train
+from tests.end_to_end.machines import zygote
 
 pytestmark = pytest.mark.timeout(240)  # workers load torch several times over
 STEPS = 40
@@ -28,6 +33,43 @@ def machines(compute: FakeCompute, tmp_path: Path) -> Iterator[GcpMachines]:  # 
     yield made
     assert made.close() == []
     assert processes_of(tmp_path) == []
+
+
+def test_a_job_of_two_pools_whose_machines_have_two_gpus(
+    compute: FakeCompute,  # noqa: F811
+    machines: GcpMachines,
+    tmp_path: Path,
+) -> None:
+    """One zone has one machine only, so the job is in both, at the price of each; a preempted machine is
+    replaced, both its workers with it, and the weights are those of a local run.
+    """
+    machines.zygote = zygote()
+    compute.capacity = {ZONES[0]: 1, ZONES[1]: 2}
+    times = {"describe_s": 0.3, "grace_s": 3, "retry_s": 0.2, "cool_down_s": 1, "lease_s": 20, "close_s": 10}
+    fleet = {**load_fleet("gcp"), "machine_types": ["g2-standard-24"], "device": "model", "packages": []}
+    fleet |= {"python": sys.executable, "times": times}
+    vanished: list[str] = []
+
+    def interfere(step: int, provider: Any) -> None:
+        if step == 12 and not vanished:
+            vanished.append(next(name for name, one in compute.instances.items() if one["zone"][-1] == "b"))
+            machines.vanish(vanished[0])
+
+    run = train(tmp_path, "two", interfere, cloud="gcp", fleet=fleet, nodes=2, steps=STEPS)
+    base = train(tmp_path, "base", nodes=4, steps=STEPS)
+    assert run.result.state == "done", run.result.why
+    assert run.losses == base.losses
+    assert run.result.weights_sha256 == base.result.weights_sha256
+    assert max(line["pipelines"] * line["stages"] for line in run.metrics) == 4
+    journal = Journal(tmp_path)
+    rows = [row.instance for row in journal.instances("two")]
+    seen = held_trace("two", journal.instances("two"), set(), journal.job("two").created_s + 1e6)
+    journal.close()
+    assert sorted((one.pool.zone, one.pool.gpus, one.pool.spot_usd_per_hour) for one in rows) == [
+        (ZONES[0], 2, pytest.approx(0.70)), *[(ZONES[1], 2, pytest.approx(0.71))] * 2
+    ]  # fmt: skip
+    assert {event.name for event in seen.events} == {one.name for one in rows}
+    assert compute.live() == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])

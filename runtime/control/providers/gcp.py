@@ -13,7 +13,7 @@ from cloud.gcp.bootstrap import STATE, startup_script
 from cloud.gcp.errors import ApiError
 from cloud.gcp.launch_record import KeyPair, LaunchRecord
 from cloud.gcp.market import Prospect, preemptions, prospects
-from cloud.gcp.provider import GcpProvider
+from cloud.gcp.provider import GcpProvider, by_zone
 from cloud.gcp.requests import JOB_LABEL, LAUNCH_LABEL, Owner, bulk_insert_request, last_part
 from cloud.gcp.settings import GcpSettings
 from cloud.gcp.sweep import delete_until_gone, instances_of, settle
@@ -49,10 +49,10 @@ def setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) -> Provider
     """
     settings = read_settings(GcpSettings, request)
     api = Api(settings.project)
-    choice, found = _choose(api, settings, request, spec)
-    record = LaunchRecord.at(
-        journal.job_folder(request.name) / "gcp", request.name, api.project, settings.region
-    )
+    folder = journal.job_folder(request.name) / "gcp"
+    before = LaunchRecord.read(folder).gpu if (folder / "launch.json").exists() else ""
+    choice, found = _choose(api, settings, request, spec, before)
+    record = LaunchRecord.at(folder, request.name, api.project, settings.region, choice.candidate.name)
     provider = GcpProvider(api, settings, record, choice.candidate.pools, choice.smallest)
     environment = {
         "PARCAE_METADATA": "http://${GCE_METADATA_HOST:-metadata.google.internal}",
@@ -70,25 +70,27 @@ def plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any]:
     settings = read_settings(GcpSettings, request)
     api = Api(settings.project)
     choice, found = _choose(api, settings, request, spec)
-    best = found[0].pool
     key = KeyPair("(made at launch)", "(made at launch)")
-    sent = bulk_insert_request(
-        Owner(request.name, "LAUNCH"),
-        settings,
-        api.project,
-        settings.region,
-        [best],
-        choice.wanted,
-        choice.smallest,
-        "TOKEN",
-        0,
-        key.public,
-        startup_script(settings, key),
-    )
+    sent = [
+        bulk_insert_request(
+            Owner(request.name, "LAUNCH"),
+            settings,
+            api.project,
+            settings.region,
+            pools,
+            choice.wanted,
+            min(choice.smallest, choice.wanted),
+            "TOKEN",
+            number,
+            key.public,
+            startup_script(settings, key),
+        )
+        for number, pools in enumerate(by_zone(choice.candidate.pools).values())
+    ]
     return {
         "project": api.project,
         "region": settings.region,
-        "gpu": best.instance_type,
+        "gpu": choice.candidate.name,
         "pools": [
             {
                 "instance_type": one.pool.instance_type,
@@ -101,7 +103,8 @@ def plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any]:
         ],
         "preemptions_seen": len(preemptions(api, sorted({one.pool.zone for one in found}))),
         **expectation(request, choice, prior_of(found)),
-        "requests": [{"call": "regionInstances.bulkInsert", "arguments": sent}],
+        # zone by zone, until there are as many as wanted; the counts of later ones are less what came before
+        "requests": [{"call": "regionInstances.bulkInsert", "arguments": one} for one in sent],
     }
 
 
@@ -172,28 +175,37 @@ def _in_words(one: Prospect) -> str:
 
 
 def _choose(
-    api: Api, settings: GcpSettings, request: LaunchRequest, spec: ModelSpec
+    api: Api, settings: GcpSettings, request: LaunchRequest, spec: ModelSpec, before: str = ""
 ) -> tuple[Choice, list[Prospect]]:
-    """The machine type to rent, and what the market says of its zones, the best first.
+    """The GPU to rent, so many a machine, and what the market says of its pools, the best first.
+
+    A job's nodes are alike, so machine types with other GPUs, or another number of them, are another choice.
+    `before` is what was chosen when the job began.
 
     Raises:
         InputError: none can hold the model; the message shows the arithmetic for each.
     """
-    by_type: dict[str, list[Prospect]] = {}
+    by_gpu: dict[str, list[Prospect]] = {}
     for prospect in prospects(api, settings, request.nodes):
-        by_type.setdefault(prospect.pool.instance_type, []).append(prospect)
+        gpus = prospect.pool.gpus
+        name = prospect.gpu if gpus == 1 else f"{gpus} x {prospect.gpu}"
+        if before in ("", name):
+            by_gpu.setdefault(name, []).append(prospect)
+    if not by_gpu:
+        raise InputError(f"--fleet: the job has begun on {before}, which none of its machine_types has")
     choice = choose(
         request,
         [
-            Candidate(name, tuple(one.pool for one in found), _on_machine(spec, found[0], settings))
-            for name, found in by_type.items()
+            Candidate(name, tuple(one.pool for one in found), _on_machine(spec, found, settings))
+            for name, found in by_gpu.items()
         ],
     )
-    return choice, by_type[choice.candidate.name]
+    return choice, by_gpu[choice.candidate.name]
 
 
-def _on_machine(spec: ModelSpec, prospect: Prospect, settings: GcpSettings) -> ModelSpec:
-    pool = prospect.pool
+def _on_machine(spec: ModelSpec, found: Sequence[Prospect], settings: GcpSettings) -> ModelSpec:
+    """The model on a GPU of these machines, at the price of the best of them."""
+    pool = found[0].pool
     price = replace(
         spec.price,
         spot_usd_per_hour=pool.spot_usd_per_hour,
@@ -201,9 +213,10 @@ def _on_machine(spec: ModelSpec, prospect: Prospect, settings: GcpSettings) -> M
     )
     if settings.device == "model":
         return replace(spec, price=price)
-    gpu = settings.machines.get(pool.instance_type)
-    if gpu is None:
+    told = [name for one in found if (name := one.pool.instance_type) in settings.machines]
+    if not told:
         known = ", ".join(sorted(settings.machines))
         raise InputError(f"--fleet: [machines.{pool.instance_type}] is missing: give its GPU as for {known}")
-    device = DeviceSpec(pool.instance_type, int(gpu.memory_bytes), gpu.flops_per_s, gpu.link_bytes_per_s)
+    gpu = settings.machines[told[0]]
+    device = DeviceSpec(found[0].gpu, int(gpu.memory_bytes), gpu.flops_per_s, gpu.link_bytes_per_s)
     return replace(spec, price=price, device=device)

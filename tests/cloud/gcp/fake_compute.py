@@ -23,6 +23,13 @@ from tests.cloud.gcp.discovery import Discovery
 PROJECT, REGION = "project-1", "us-central1"
 ZONES = (f"{REGION}-a", f"{REGION}-b")
 MACHINE_TYPE = "g2-standard-8"
+# The machine types that there are: the model of their GPUs, how many, and a spot price in the first zone.
+MACHINES = {
+    MACHINE_TYPE: ("nvidia-l4", 1, 0.30),
+    "g2-standard-12": ("nvidia-l4", 1, 0.36),
+    "g2-standard-24": ("nvidia-l4", 2, 0.70),
+    "a2-highgpu-4g": ("nvidia-tesla-a100", 4, 5.20),
+}
 Answer = tuple[int, dict[str, Any]]
 
 
@@ -47,6 +54,7 @@ class FakeCompute:
     """The API's state and the knobs that tests turn. `served` makes it listen."""
 
     capacity: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ZONES, 100))
+    out_of: set[tuple[str, str]] = field(default_factory=set)  # (zone, machine type) without any
     faults: list[Fault] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
@@ -131,29 +139,27 @@ class FakeCompute:
         with self.lock:
             zone = max(zones, key=lambda zone: self.capacity.get(zone, 0))
             there = min(count, self.capacity.get(zone, 0))
+            machine = next((name for name in _types(body) if (zone, name) not in self.out_of), None)
+            if machine is None:
+                there = 0
             if error is None and there < least:
                 error = {
                     "code": "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS",
                     "message": f"The zone '{zone}' does not have enough resources available.",
                 }
-            if error is None:
+            if error is None and machine is not None:
                 self.capacity[zone] -= there
-                made = [self._make(zone, body, number) for number in range(1, there + 1)]
+                made = [self._make(zone, body, machine, number) for number in range(1, there + 1)]
             answer = self._operation("bulkInsert", region=asked["region"], error=error)
         for instance in made:
             self.on_launch(instance)
         return 200, answer
 
-    def _make(self, zone: str, body: dict[str, Any], number: int) -> dict[str, Any]:
+    def _make(self, zone: str, body: dict[str, Any], machine: str, number: int) -> dict[str, Any]:
         properties = body["instanceProperties"]
         marks = re.search(r"#+", body["namePattern"])
         assert marks is not None
         name = body["namePattern"].replace(marks[0], str(number).zfill(len(marks[0])))
-        selections = body.get("instanceFlexibilityPolicy", {}).get("instanceSelections", {})
-        machine = (
-            properties.get("machineType")
-            or min(selections.values(), key=lambda selection: int(selection["rank"]))["machineTypes"][0]
-        )
         scope = f"{self.base}projects/{PROJECT}/zones/{zone}"
         instance = {
             "kind": "compute#instance",
@@ -217,9 +223,13 @@ class FakeCompute:
     def _machineTypes_aggregatedList(
         self, asked: Mapping[str, str], body: dict[str, Any], fault: Fault | None
     ) -> Answer:
-        row = {"kind": "compute#machineType", "name": MACHINE_TYPE, "guestCpus": 8}
-        known = MACHINE_TYPE in asked.get("filter", "")
-        items = {f"zones/{zone}": {"machineTypes": [row]} for zone in ZONES} if known else {}
+        name = re.findall(r'name = "([\w-]+)"', asked.get("filter", ""))[0]
+        items = {}
+        if name in MACHINES:
+            model, count, _ = MACHINES[name]
+            cards = [{"guestAcceleratorType": model, "guestAcceleratorCount": count}]
+            row = {"kind": "compute#machineType", "name": name, "accelerators": cards}
+            items = {f"zones/{zone}": {"machineTypes": [row]} for zone in ZONES}
         return 200, {"kind": "compute#machineTypeAggregatedList", "items": items}
 
     def _advice_capacityHistory(
@@ -227,19 +237,20 @@ class FakeCompute:
     ) -> Answer:
         day = {"startTime": "2026-11-22T00:00:00Z", "endTime": "2026-11-23T00:00:00Z"}
         zone = _last(body["locationPolicy"]["location"])
-        nanos = 300_000_000 + 10_000_000 * ZONES.index(zone)
+        usd = MACHINES[body["instanceProperties"]["machineType"]][2] + 0.01 * ZONES.index(zone)
+        price = {"currencyCode": "USD", "units": str(int(usd)), "nanos": round(usd % 1 * 1e9)}
         return 200, {
             "machineType": body["instanceProperties"]["machineType"],
             "location": body["locationPolicy"]["location"],
             "preemptionHistory": [{"interval": day, "preemptionRate": 0.05}],
-            "priceHistory": [
-                {"interval": day, "listPrice": {"currencyCode": "USD", "units": "0", "nanos": nanos}}
-            ],
+            "priceHistory": [{"interval": day, "listPrice": price}],
         }
 
     def _advice_capacity(self, asked: Mapping[str, str], body: dict[str, Any], fault: Fault | None) -> Answer:
-        some = {"instanceCount": body["size"], "machineType": MACHINE_TYPE, "provisioningModel": "SPOT"}
-        shards = [{**some, "zone": zone} for zone in ZONES]
+        selections = body["instanceFlexibilityPolicy"]["instanceSelections"].values()
+        types = [name for selection in selections for name in selection["machineTypes"]]
+        some = {"instanceCount": body["size"], "provisioningModel": "SPOT"}
+        shards = [{**some, "zone": zone, "machineType": name} for zone in ZONES for name in types]
         scores = {"obtainability": 0.7, "estimatedUptime": "7200s"}
         return 200, {"recommendations": [{"scores": scores, "shards": shards}]}
 
@@ -328,6 +339,16 @@ class Served:
         """Stop listening."""
         self._server.shutdown()
         self._server.server_close()
+
+
+def _types(body: Mapping[str, Any]) -> list[str]:
+    """The machine types that a bulkInsert would take, in this order: what is named in one place only."""
+    selections = body.get("instanceFlexibilityPolicy", {}).get("instanceSelections", {})
+    named = body["instanceProperties"].get("machineType")
+    if (named is None) == (not selections):
+        return []
+    ranked = sorted(selections.values(), key=lambda selection: int(selection.get("rank", 0)))
+    return [named] if named else [name for selection in ranked for name in selection["machineTypes"]]
 
 
 def _error(status: int, reason: str, message: str) -> Answer:

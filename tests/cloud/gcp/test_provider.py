@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,9 @@ from cloud.types import InstanceState, Pool
 from parcae_cli.catalogue import load_fleet, load_measured_costs, load_model
 from parcae_cli.render.job import print_plan
 from runtime.control.job.job import LaunchRequest
-from runtime.control.providers.gcp import foreign_instances, plan, prior_of, sweep
+from runtime.control.job.journal import Journal
+from runtime.control.providers.gcp import foreign_instances, plan, prior_of, setup, sweep
+from runtime.planning.errors import InputError
 from tests.cloud.gcp.fake_compute import MACHINE_TYPE, PROJECT, REGION, ZONES, FakeCompute, Fault
 
 TOKEN = "0123456789abcdef0123456789abcdef"
@@ -37,12 +42,12 @@ def settings(**changes: Any) -> GcpSettings:
     )
 
 
-def provider_at(folder: Path, smallest: int = 1) -> GcpProvider:
+def provider_at(folder: Path, smallest: int = 1, **changes: Any) -> GcpProvider:
     """A provider with a launch record in the folder."""
-    api = Api()
-    pools = [prospect.pool for prospect in prospects(api, settings(), 4)]
+    api, chosen = Api(), settings(**changes)
+    pools = [prospect.pool for prospect in prospects(api, chosen, 4)]
     record = LaunchRecord.at(folder, "My.Job", api.project, REGION)
-    return GcpProvider(api, settings(), record, pools, smallest)
+    return GcpProvider(api, chosen, record, pools, smallest)
 
 
 def test_pools_come_with_their_prices_the_best_first(compute: FakeCompute) -> None:
@@ -260,13 +265,85 @@ def test_instances_that_no_launch_here_knows_are_listed(compute: FakeCompute, tm
 
 def test_the_plan_is_made_by_reading_only(compute: FakeCompute, tmp_path: Path) -> None:
     """What `--dry-run` shows has the very request, which the published description allows."""
-    fleet = {**load_fleet("gcp"), "machine_types": [MACHINE_TYPE]}
-    costs = load_measured_costs()
-    request = LaunchRequest("job", "gpt3-6b", tmp_path, cloud="gcp", nodes=32, fleet=fleet, cost_table=costs)
-    shown = plan(request, load_model("gpt3-6b"))
-    (sent,) = shown["requests"]
+    shown = planned(tmp_path, [MACHINE_TYPE, "g2-standard-12"])
     assert not {"regionInstances.bulkInsert", "instances.delete"} & set(compute.calls)
-    Api().change("RegionInstancesClient", "bulk_insert", sent["arguments"])
-    assert shown["gpu"] == MACHINE_TYPE
-    assert shown["nodes"] == 32
+    for sent, zone in zip(shown["requests"], ZONES, strict=True):
+        resource = sent["arguments"]["bulk_insert_instance_resource_resource"]
+        assert list(resource["location_policy"]["locations"]) == [f"zones/{zone}"]
+        selections = resource["instance_flexibility_policy"]["instance_selections"]
+        assert [row["machine_types"] for row in selections.values()] == [[MACHINE_TYPE], ["g2-standard-12"]]
+        Api().change("RegionInstancesClient", "bulk_insert", sent["arguments"])
+    assert (shown["gpu"], shown["nodes"]) == ("nvidia-l4", 32)
+    assert [(row["instance_type"], row["zone"]) for row in shown["pools"]] == [
+        (name, zone) for name in (MACHINE_TYPE, "g2-standard-12") for zone in ZONES
+    ]
     print_plan(shown)
+
+
+def test_a_job_that_goes_on_rents_no_other_machines(compute: FakeCompute, tmp_path: Path) -> None:
+    """What was chosen when it began is in its record: what is better now makes no difference."""
+    fleet = {**load_fleet("gcp"), "machine_types": [MACHINE_TYPE, "g2-standard-24", "a2-highgpu-4g"]}
+    request = LaunchRequest("job", "gpt3-6b", tmp_path, cloud="gcp", nodes=16, fleet=fleet)
+    journal = Journal(tmp_path)
+    folder = journal.job_folder("job") / "gcp"
+    LaunchRecord.at(folder, "job", PROJECT, REGION, "2 x nvidia-l4")
+    made = setup(request, load_model("gpt3-6b"), journal)
+    assert made.gpus == 2
+    assert all(line.startswith("g2-standard-24 in ") for line in made.market)
+    other = replace(request, fleet={**fleet, "machine_types": [MACHINE_TYPE]})
+    with pytest.raises(InputError, match="the job has begun on 2 x nvidia-l4"):
+        setup(other, load_model("gpt3-6b"), journal)
+    journal.close()
+
+
+def planned(folder: Path, types: list[str], **options: Any) -> Mapping[str, Any]:
+    """The plan for gpt3-6b on these machine types."""
+    fleet = {**load_fleet("gcp"), "machine_types": types}
+    fields = {"cloud": "gcp", "nodes": 32, "fleet": fleet, "cost_table": load_measured_costs(), **options}
+    return plan(LaunchRequest("job", "gpt3-6b", folder, **fields), load_model("gpt3-6b"))
+
+
+def test_a_job_takes_machines_that_are_alike(compute: FakeCompute, tmp_path: Path) -> None:
+    """Of several kinds of GPU, or numbers of them, one is chosen; --gpus-per-node decides, or refuses all."""
+    types = [MACHINE_TYPE, "g2-standard-24", "a2-highgpu-4g"]
+    for gpus, gpu in ((2, "2 x nvidia-l4"), (4, "4 x nvidia-tesla-a100")):
+        shown = planned(tmp_path, types, nodes=8, gpus_per_node=gpus)
+        assert shown["gpu"] == gpu
+        assert len({row["instance_type"] for row in shown["pools"]}) == 1
+        pipelines, stages = map(int, shown["layout"].split("x"))
+        assert shown["smallest_fleet"] <= pipelines * stages / gpus <= 8
+    with pytest.raises(
+        InputError, match=r"nvidia-l4: --gpus-per-node is 3, it has 1; 2 x nvidia-l4: .* has 2"
+    ):
+        planned(tmp_path, types, gpus_per_node=3)
+
+
+def test_a_stock_out_of_a_type_takes_the_next_at_its_price(compute: FakeCompute, tmp_path: Path) -> None:
+    """The dearer type comes from the zone that is out of the better one, which gets some rest, and then back.
+
+    Whoever goes on with the launch finds every instance in its pool, in whatever zone.
+    """
+
+    async def body() -> None:
+        provider = provider_at(tmp_path, machine_types=[MACHINE_TYPE, "g2-standard-12"])
+        compute.out_of = {(ZONES[0], MACHINE_TYPE)}
+        (first,) = (await provider.request(1, TOKEN)).instances
+        assert (first.pool.instance_type, first.pool.zone) == ("g2-standard-12", ZONES[0])
+        assert first.pool.spot_usd_per_hour == pytest.approx(0.36)
+        (second,) = (await provider.request(1, TOKEN[::-1])).instances
+        assert (second.pool.instance_type, second.pool.zone) == (MACHINE_TYPE, ZONES[1])
+        assert second.pool.spot_usd_per_hour == pytest.approx(0.31)
+        compute.out_of = set()
+        provider._clock = lambda: time.time() + 6
+        (third,) = (await provider.request(1, "e" * 32)).instances
+        assert (third.pool.instance_type, third.pool.zone) == (MACHINE_TYPE, ZONES[0])
+        again = provider_at(tmp_path, machine_types=[MACHINE_TYPE])
+        await again.recover([], [])
+        held = {one.name: one.pool for one in await again.describe()}
+        assert set(held) == {first.name, second.name, third.name}
+        assert (held[second.name], held[third.name]) == (second.pool, third.pool)
+        assert held[first.name].spot_usd_per_hour == 1.0  # not in the market any more: at the price on demand
+        await again.close()
+        assert compute.live() == []
+
+    asyncio.run(body())
