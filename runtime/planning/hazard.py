@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import exp, log
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.planning.forecast import Forecast, Turn
+from runtime.planning.outlook import USUAL, Outlook
 from runtime.planning.prior import PriorRates
 
 Counts = npt.NDArray[np.int_]
@@ -20,6 +21,7 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # clusters are counted as th
 GUESSED_SIZES = ((1, 0.5), (2, 0.25), (3, 0.15), (4, 0.1))  # before anything was seen
 SMALLEST = 3e-4  # chances below this are none
 MOST_EVENTFUL = 0.95  # however much happens, an interval without an event is possible
+MOST_SIZES = 10.0  # events whose sizes a prior may speak for
 ROUNDING = 5  # rates are kept to 1 in so many of a factor e
 
 
@@ -34,14 +36,29 @@ class _Seen:
 
 
 @dataclass(frozen=True)
+class _Guess:
+    """What is thought before anything is seen: so many `events` in `weight` intervals, and of these sizes."""
+
+    events: float
+    weight: float
+    sizes: Mapping[int, float]
+
+
+@dataclass(frozen=True)
 class Hazard:
     """Losses and gains come at the rates seen lately, in clusters of the sizes seen lately.
 
     An interval of the past weighs half as much every `half_life` intervals. What was seen is mixed with a
-    guess of `guessed_rate` events an interval, which weighs `guess_weight` intervals, or with a `prior` where
-    there is one. For `burst` intervals after a loss the rate of losses is that seen soon after losses, mixed
-    with `burst_weight` intervals of the common rate; the same for gains. Rates are rounded to steps of some
-    percent, so that tables can be kept.
+    guess of `guessed_rate` events an interval, which weighs `guess_weight` intervals. A `prior` is worth its
+    hours in intervals, and takes the place of as much of the guess:
+
+        rate = (seen + prior rate x its weight + guessed rate x what is left of the guess's weight)
+               / (intervals + prior's weight + what is left)
+
+    so too for the sizes of clusters, where a prior speaks for ten events at most. `outlook` multiplies the
+    rates by what the market says of the next minutes. For `burst` intervals after a loss the rate of losses
+    is that seen soon after losses, mixed with `burst_weight` intervals of the common rate; the same for
+    gains. Rates are rounded to steps of some percent, so that tables can be kept.
     """
 
     half_life: float = 120.0
@@ -51,6 +68,7 @@ class Hazard:
     burst: int = 3
     burst_weight: float = 30.0
     prior: PriorRates | None = None
+    outlook: Outlook = USUAL
     interval_s: float = 60.0
     name: str = "hazard"
 
@@ -76,17 +94,16 @@ class Hazard:
         losses, loss_age = self._seen(-changes, weights)
         gains, gain_age = self._seen(changes, weights)
         since = {-1: loss_age, 1: gain_age}
-        guess, guess_weight = (self.guessed_rate, self.guessed_rate), self.guess_weight
-        if self.prior is not None:
-            guess = self.prior.events(history[-1] if history else 0, self.interval_s)
-            guess_weight = self.prior.weight_h * 3600 / self.interval_s
+        now = history[-1] if history else 0
         soon: list[Turn] = []
         later: list[Turn] = []
-        for sign, seen, guessed in zip((-1, 1), (losses, gains), guess, strict=True):
-            rate = (seen.events + guessed * guess_weight) / (total + guess_weight)
+        for sign, seen in ((-1, losses), (1, gains)):
+            guess = self._guess(sign, now)
+            rate = (seen.events + guess.events) / (total + guess.weight)
             burst = (seen.hot_events + rate * self.burst_weight) / (seen.hot + self.burst_weight)
-            later += self._by_size(sign, rate, seen)
-            soon += self._by_size(sign, burst if since[sign] < self.burst else rate, seen)
+            factor = self.outlook.gains if sign > 0 else self.outlook.losses
+            later += self._by_size(factor * rate, seen, guess, sign)
+            soon += self._by_size(factor * (burst if since[sign] < self.burst else rate), seen, guess, sign)
         return _whole(soon), _whole(later), min(since.values())
 
     def _seen(self, changes: Counts, weights: Weights) -> tuple[_Seen, int]:
@@ -105,13 +122,31 @@ class Hazard:
         last = np.flatnonzero(events[::-1][: self.burst])
         return seen, int(last[0]) if len(last) else self.burst
 
-    def _by_size(self, sign: int, rate: float, seen: _Seen) -> list[Turn]:
+    def _guess(self, sign: int, now: int) -> _Guess:
+        """What is thought of losses or of gains before anything is seen, with `now` instances."""
+        shares = {size: share * self.sizes_weight for size, share in GUESSED_SIZES}
+        if self.prior is None:
+            return _Guess(self.guessed_rate * self.guess_weight, self.guess_weight, shares)
+        weight = self.prior.weight_h * 3600 / self.interval_s
+        own = max(0.0, self.guess_weight - weight)  # what is known takes the place of what is guessed
+        expected = self.prior.events(now, self.interval_s)[sign > 0]
+        sizes = self.prior.gain_sizes if sign > 0 else self.prior.loss_sizes
+        known = sum(count for _, count in sizes)
+        if known:
+            worth = min(1.0, MOST_SIZES / known)
+            own_sizes = max(0.0, 1 - worth * known / self.sizes_weight)
+            shares = {size: share * own_sizes for size, share in shares.items()}
+            for size, count in sizes:
+                shares[_nearest(size)] = shares.get(_nearest(size), 0.0) + count * worth
+        return _Guess(expected * weight + self.guessed_rate * own, weight + own, shares)
+
+    def _by_size(self, rate: float, seen: _Seen, guess: _Guess, sign: int) -> list[Turn]:
         """Events of one kind, their rate shared out by cluster size."""
-        shares = dict(GUESSED_SIZES)
+        guessed = sum(guess.sizes.values())
         turns = []
         for size, mass in seen.sizes.items():
-            mass += shares.get(size, 0.0) * self.sizes_weight
-            chance = rate * mass / (seen.events + self.sizes_weight)
+            mass += guess.sizes.get(size, 0.0)
+            chance = rate * mass / (seen.events + guessed)
             if chance > SMALLEST:
                 chance = exp(round(log(chance) * ROUNDING) / ROUNDING)
                 turns.append(Turn(size if sign < 0 else 0, size if sign > 0 else 0, chance))
