@@ -1,265 +1,241 @@
-"""What changes of the fleet cost a running job, in one run: pauses by kind, goodput, speed of transfers.
+"""What changes of the fleet cost a running job, each figure beside its target.
+
+    .venv/bin/python benchmarks/pause.py [--only PART[,PART..]] [--quick] [--without-copy]
+
+Parts: gpt-tiny and gpt-30m (a model), noticed, deaths, goodput and leak (a kind of figure); any of each. All
+of it takes about ten minutes on two idle cores, --quick four. Exits with 1 if a target was not met.
 
 Whole jobs on the local cloud. A pause is the time from the last commit before a change to the first after it,
-less an ordinary step of the new layout (median of the steps that follow). Everything shares this machine's
-cores, nodes that boot included, so the figures are those of a busy machine.
-
-Run: python benchmarks/pause.py [--quick]
+less an ordinary step of the new layout (median of the steps that follow). Goodput is the time of quiet blocks
+of steps over that of blocks with a change every 20 steps, the two kinds in turns within one job, so that a
+drift of the machine cancels; `node-hours` is the same per node that lived. A death's time is that to the next
+commit, less the step that is done again. Everything shares this machine's cores, nodes that boot included.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import random
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from cloud.local.provider import LocalProvider
-from parcae_cli.catalogue import load_measured_costs, load_template
-from runtime.control.job.job import JobResult, LaunchRequest, MigrationRecord
-from runtime.control.job.journal import Journal
-from runtime.control.job.launch import run
+from changing_fleet import Weather, kind_of, train
 
-FOLLOWING = 6  # steps after a change that say how long an ordinary one takes
+from parcae_cli.catalogue import load_template
+from runtime.control.fleet.link_times import LinkTimes
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # the test of what a hundred generations leave behind is the checkout's
 
-@dataclass
-class Job:
-    """A finished job: its result, and when each step was committed (seconds, any clock)."""
-
-    result: JobResult
-    at_s: list[float]
-
-    def step_s(self, first: int) -> float:
-        """An ordinary step's time, from those that follow step `first`."""
-        changed = {record.step for record in self.result.migrations}
-        later = range(first + 1, min(len(self.at_s), first + 1 + FOLLOWING))
-        plain = [self.at_s[k] - self.at_s[k - 1] for k in later if k not in changed]
-        return median(plain or [b - a for a, b in pairwise(self.at_s)])
-
-    def pause_steps(self, record: MigrationRecord) -> float:
-        """The pause of a change, in steps."""
-        ordinary = self.step_s(record.step)
-        return max(0.0, (self.at_s[record.step] - self.at_s[record.step - 1]) / ordinary - 1.0)
+MODELS = ("gpt-tiny", "gpt-30m")
+PARTS = ("noticed", "deaths", "goodput", "leak")
+KINDS = ("intra_stage", "inter_stage", "pipeline", "join")
+MEDIAN_STEPS, P95_STEPS, GOODPUT, KILL_S = 0.5, 2.0, 0.97, 0.15
+# 2x2 on 4 nodes; 3x2 on 6 (join), a spare, which replaces a member (inter-stage), 2x2 on 4 (intra-stage), 1x3 on 3
+# and back (pipeline)
+ROUND = ("join join", "join", "notice", "notice notice", "notice", "join")
+EVERY = 20  # steps from change to change, for goodput
 
 
-class Weather:
-    """What happens to the fleet: called after every committed step, it acts every `gap` steps."""
+@dataclass(frozen=True)
+class Scale:
+    """How much of a model is run. Notices are in seconds; pairs are of a quiet and a busy block."""
 
-    def __init__(self, home: Path, name: str, gap: int, actions: Sequence[str], notice_s: float) -> None:
-        self._journal = Journal(home)
-        self._name, self._gap, self._notice_s = name, gap, notice_s
-        self._actions = list(actions)
-        self._born = 0
-        self._draw = random.Random(1)
-        self.killed: dict[str, list[float]] = {"SIGKILL": [], "SIGSTOP": []}
+    gap: int
+    rounds: int
+    notice_s: float
+    kills: int
+    stops: int
+    dead_nodes: int
+    dead_gap: int
+    pairs: int
+    block: int
+    nodes: int
 
-    def __call__(self, step: int, provider: LocalProvider) -> None:
-        """A step was committed."""
-        if step % self._gap or not self._actions:
+
+SCALES = {
+    "gpt-tiny": Scale(24, 4, 1.6, 24, 6, 8, 24, 10, 40, 8),
+    "gpt-30m": Scale(7, 2, 8.0, 4, 1, 4, 6, 3, 20, 4),
+}
+QUICK = {
+    "gpt-tiny": Scale(24, 1, 1.6, 8, 2, 8, 24, 4, 40, 8),
+    "gpt-30m": Scale(6, 1, 8.0, 2, 0, 4, 6, 1, 20, 4),
+}
+
+
+class Score:
+    """Prints figures beside their targets, and counts those that were not met."""
+
+    def __init__(self) -> None:
+        self.met = self.missed = 0
+
+    def mark(self, value: float | None, target: float, at_least: bool = False) -> str:
+        """The target in words, and whether the value meets it."""
+        good = value is not None and (value >= target if at_least else value <= target)
+        self.met, self.missed = self.met + good, self.missed + (not good)
+        return f"({'>=' if at_least else '<='} {target:g} {'ok' if good else 'NOT MET'})"
+
+    def say(self, name: str, what: str) -> None:
+        """One line."""
+        print(f"  {name:22s} {what}", flush=True)
+
+    def times(
+        self, name: str, values: Sequence[float], unit: str, target: float | None, more: str = ""
+    ) -> None:
+        """Count, median and p95 of times, of which the median has a target."""
+        mark = "" if target is None else self.mark(median(values) if values else None, target)
+        if not values:
+            self.say(name, f"   0 seen {mark}")
             return
-        for word in self._actions.pop(0).split():
-            getattr(self, "_" + word)(provider)
-
-    def _members(self, provider: LocalProvider) -> list[str]:
-        snapshot = self._journal.read_snapshot(self._name) or {"nodes": []}
-        placed = [n["name"] for n in snapshot["nodes"] if n["position"] and n["state"] == "running"]
-        return [name for name in placed if name in provider.names()]
-
-    def _join(self, provider: LocalProvider) -> None:
-        self._born += 1
-        provider.appear(f"new{self._born}")
-
-    def _notice(self, provider: LocalProvider) -> None:
-        provider.announce(self._members(provider)[0], self._notice_s)
-
-    def _quiet(self, provider: LocalProvider) -> None:
-        pass
-
-    def _kill(self, provider: LocalProvider) -> None:
-        self._strike(provider, signal.SIGKILL)
-
-    def _stop(self, provider: LocalProvider) -> None:
-        self._strike(provider, signal.SIGSTOP)
-
-    def _strike(self, provider: LocalProvider, number: signal.Signals) -> None:
-        name = self._draw.choice(self._members(provider))
-
-        def strike() -> None:
-            workers = [r.pid for r in provider.node(name).register.records() if r.role == "worker"]
-            os.kill(workers[-1], number)
-            self.killed[number.name].append(time.monotonic())
-
-        provider.later(self._draw.uniform(0.0, 0.08), strike)
+        self.say(
+            name, f"{len(values):4d}  median {median(values):7.3f} {unit} {mark}  p95 {p95(values):.3f}{more}"
+        )
 
 
-def train(
-    home: Path, name: str, template: dict[str, Any], nodes: tuple[int, int], steps: int,
-    weather: Callable[[int, Any], None] | None, **options: Any,
-) -> Job:  # fmt: skip
-    """Run a job that begins with nodes[0] nodes and wants nodes[1]."""
-    trace = home / f"{name}.csv"
-    trace.write_text("time_s,event,instance\n" + "".join(f"0,add,i{k}\n" for k in range(nodes[0])))
-    at_s: list[float] = []
-
-    def watch(step: int, provider: Any) -> None:
-        at_s.append(time.monotonic())
-        if weather is not None:
-            weather(step, provider)
-
-    request = LaunchRequest(
-        name=name, model=template["name"], home=home, nodes=nodes[1], trace=trace, steps=steps, seed=1,
-        policy="reactive", template=template, cost_table=load_measured_costs(), **options,
-    )  # fmt: skip
-    return Job(run(request, watch), at_s)
+def p95(values: Sequence[float]) -> float:
+    """The value that 95 % do not exceed; of fewer than 20 the largest, or the one below it."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))]
 
 
-def kind_of(record: MigrationRecord) -> str:
-    """The kind of a change; a node that comes and makes the layout wider is a join."""
-    wider = record.before is not None and record.after.pipelines > record.before.pipelines
-    if wider and record.nodes_joined and str(record.kind) != "pipeline":
-        return "join"
-    return str(record.kind)
-
-
-def row(name: str, values: Sequence[float], unit: str, more: str = "") -> None:
-    """One line of figures."""
-    if values:
-        ordered = sorted(values)
-        p95 = ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))]
-        print(f"  {name:24s} {len(ordered):4d} {median(ordered):9.3f} {p95:9.3f} {unit}  {more}", flush=True)
-
-
-@dataclass
-class Kinds:
-    """Pauses of noticed changes by kind, with what they moved."""
-
-    pauses: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    ahead: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    switch: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
-
-    def add(self, job: Job) -> None:
-        """Count a job's changes."""
-        for record in job.result.migrations:
-            if record.noticed:
-                kind, moved = kind_of(record), record.transfer
-                self.pauses[kind].append(job.pause_steps(record))
-                self.ahead[kind].append(moved.bytes_ahead / 1e6)
-                self.switch[kind].append((moved.bytes_at_switch / 1e6, moved.fetch_s * 1e3))
-
-    def show(self) -> None:
-        """Print them."""
-        everything = [pause for pauses in self.pauses.values() for pause in pauses]
-        for kind, pauses in sorted(self.pauses.items()):
-            at_switch = self.switch[kind]
-            row(kind, pauses, "steps",
-                f"{median(self.ahead[kind]):6.1f} MB ahead, {median(m for m, _ in at_switch):6.1f} MB at the "
-                f"switch in {median(ms for _, ms in at_switch):4.0f} ms")  # fmt: skip
-        row("all", everything, "steps")
-
-
-# 4 -> 6 (join), a spare for a member (inter-stage), 6 -> 5 (intra-stage), 5 -> 4, 4 -> 3, back (pipeline)
-ROUND = ("join join", "join", "notice", "notice", "notice", "notice", "join")
-
-
-def noticed(home: Path, name: str, template: dict[str, Any], gap: int, rounds: int, notice_s: float,
-            copy_ahead: bool) -> tuple[Job, Kinds]:  # fmt: skip
+def noticed(home: Path, template: dict[str, Any], scale: Scale, score: Score, ahead: bool) -> None:
     """Changes of every kind, with notice."""
-    weather = Weather(home, name, gap, ROUND * rounds, notice_s)
-    steps = gap * (len(ROUND) * rounds + 2)
-    job = train(home, name, template, (4, 8), steps, weather, copy_ahead=copy_ahead)
-    kinds = Kinds()
-    kinds.add(job)
-    return job, kinds
+    name = f"{template['name']}-{'ahead' if ahead else 'at-switch'}"
+    actions = ROUND * scale.rounds
+    weather = Weather(home, name, scale.gap, actions, scale.notice_s)
+    job = train(home, name, template, (4, 8), scale.gap * (len(actions) + 2), weather, copy_ahead=ahead)
+    pauses: dict[str, list[float]] = defaultdict(list)
+    moved: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    for record in job.result.migrations:
+        if record.noticed:
+            kind, bytes_ = kind_of(record), record.transfer
+            pauses[kind].append(job.pause_steps(record))
+            moved[kind].append((bytes_.bytes_ahead / 1e6, bytes_.bytes_at_switch / 1e6, bytes_.fetch_s * 1e3))
+    ordinary = median(b - a for a, b in pairwise(job.at_s))
+    how = "" if ahead else ", all state sent at the switch"
+    print(f"{template['name']}, pauses of noticed changes in steps{how} (a step: {ordinary * 1e3:.0f} ms)")
+    for kind in KINDS:
+        if not pauses[kind]:
+            score.say(kind, f"   0 seen {score.mark(None, MEDIAN_STEPS)}")
+            continue
+        before, at_switch, took_ms = (median(column) for column in zip(*moved[kind], strict=True))
+        worst = p95(pauses[kind])
+        more = (
+            f" {score.mark(worst, P95_STEPS)}  {before:.1f} MB ahead, {at_switch:.1f} MB in {took_ms:.0f} ms"
+        )
+        score.times(kind, pauses[kind], "steps", MEDIAN_STEPS, more)
+    everything = [pause for found in pauses.values() for pause in found]
+    if everything:
+        score.times("all", everything, "steps", MEDIAN_STEPS, f" {score.mark(p95(everything), P95_STEPS)}")
 
 
-def after(job: Job, moments: Sequence[float]) -> list[float]:
-    """Seconds from each of these moments to the next commit, less an ordinary step of the layout after it."""
-    found = []
-    for moment in moments:
-        step = next((k for k, at_s in enumerate(job.at_s) if at_s > moment), None)
-        # a vote that was under way counts: the death shows in the first commit of a new generation
-        changed = sorted(r.step for r in job.result.migrations if not r.noticed)
-        first = next((s for s in changed if step is not None and step <= s <= step + 1), None)
-        if first is not None:
-            found.append(job.at_s[first] - moment - job.step_s(first))
-    return found
+def deaths(home: Path, template: dict[str, Any], scale: Scale, score: Score) -> None:
+    """Workers killed and stopped without notice, at any moment of a step."""
+    words = ["kill"] * scale.kills + ["stop"] * scale.stops
+    name = f"{template['name']}-deaths"
+    weather = Weather(home, name, scale.dead_gap, words, 1.0)
+    # A stopped worker is found by its silence, which takes as long as many steps.
+    nodes = (scale.dead_nodes, scale.dead_nodes)
+    job = train(home, name, template, nodes, scale.dead_gap * (len(words) + 3), weather)
+    print(
+        f"{template['name']}, {nodes[0]} nodes, without notice: to the next commit, less the step done again"
+    )
+    times = LinkTimes()
+    targets = {
+        "SIGKILL": KILL_S if template["name"] == MODELS[0] else None,
+        "SIGSTOP": times.mute_s + times.beat_s,
+    }
+    for signal_name, moments in weather.struck.items():
+        if moments:
+            score.times(signal_name, job.after(moments), "s", targets[signal_name])
 
 
-def main() -> None:
+def goodput(home: Path, template: dict[str, Any], scale: Scale, score: Score) -> None:
+    """Blocks with a change every 20 steps (a node is replaced) beside blocks without, in turns."""
+    each = scale.block // EVERY
+    pairs = [["join notice"] * each + ["quiet"] * each, ["quiet"] * each + ["join notice"] * each]
+    actions = ["quiet"] + [word for number in range(scale.pairs) for word in pairs[number % 2]]
+    name = f"{template['name']}-goodput"
+    weather = Weather(home, name, EVERY, actions, scale.notice_s)
+    # a busy block is over when its last change is: the next one begins as many steps later
+    job = train(home, name, template, (scale.nodes, scale.nodes + 1), EVERY * (len(actions) + 1), weather)
+    ratios, hours, sums = [], [], [0.0, 0.0]
+    for number in range(scale.pairs):
+        first = EVERY + 1 + 2 * scale.block * number
+        one, other = (job.between(at, at + scale.block - 1) for at in (first, first + scale.block))
+        busy, calm = (other, one) if number % 2 else (one, other)
+        ratios.append(calm[0] / busy[0])
+        hours.append(calm[1] / busy[1])
+        sums = [sums[0] + calm[0], sums[1] + busy[0]]
+    total = sums[0] / sums[1]
+    changes = sum(record.step > EVERY for record in job.result.migrations)
+    print(f"{template['name']}, {scale.nodes} nodes, a change every {EVERY} steps ({changes} changes)")
+    score.say("goodput", f"{total:.3f} {score.mark(total, GOODPUT, True)}  of {scale.pairs} pairs of blocks "
+              f"of {scale.block} steps, median {median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}; "
+              f"node-hours {median(hours):.3f}")  # fmt: skip
+
+
+def leak(home: Path, score: Score) -> None:
+    """More than a hundred generations: what the processes that live through them hold, early and late."""
+    from tests.end_to_end import test_leaks
+    from tests.end_to_end.harness import train as train_quietly
+
+    reaper, template = test_leaks.Reaper(), test_leaks.small_template()
+    run = train_quietly(home, "leak", reaper, nodes=4, steps=test_leaks.STEPS, template=template)
+    generations = run.result.migrations[-1].generation
+    print(f"{reaper.deaths} deaths: what survivors and the launcher hold, late less early")
+    score.say("generations", f"{generations:4d} {score.mark(generations, test_leaks.GENERATIONS, True)}")
+    for what, limit in (("threads", 3), ("files", 8), ("megabytes", 2.5)):
+        grown = {
+            name: min(getattr(h, what) for h in held[-12:]) - min(getattr(h, what) for h in held[8:20])
+            for name, held in reaper.seen.items()
+        }
+        worst = max(grown, key=lambda name: grown[name])
+        score.say(what, f"{grown[worst]:+6.1f} {score.mark(grown[worst], limit)}  the most, in {worst}")
+
+
+def main() -> int:
     """Print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("--quick", action="store_true", help="fewer changes of each kind")
-    parser.add_argument("--only", default="", help="tiny, 30m, deaths, goodput or transfer")
-    parser.add_argument("--json", type=Path, help="where to write the pauses as JSON")
+    parser.add_argument("--only", default="", help=f"of {', '.join((*MODELS, *PARTS))}; several with commas")
+    parser.add_argument(
+        "--without-copy", action="store_true", help="noticed changes without copying ahead, too"
+    )
     args = parser.parse_args()
-    tiny, large = load_template("gpt-tiny"), load_template("gpt-30m")
-    large = {**large, "training": {**large["training"], "mini_batch": 4}}
-    scale = 1 if args.quick else 3
-    found: dict[str, Any] = {}
+    chosen = [word for word in args.only.split(",") if word]
+    if wrong := [word for word in chosen if word not in (*MODELS, *PARTS)]:
+        parser.error(f"--only {wrong[0]}: there are {', '.join((*MODELS, *PARTS))}")
+    models = [model for model in MODELS if model in chosen] or list(MODELS)
+    parts = [part for part in PARTS if part in chosen] or list(PARTS)
+    score, began_s = Score(), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        for name, template, gap, rounds, notice_s in (
-            ("tiny", tiny, 24, scale, 1.6), ("30m", large, 5, 1, 12.0)
-        ):  # fmt: skip
-            if args.only not in ("", name):
-                continue
-            for ahead in (True, False):
-                job, kinds = noticed(home, f"{name}-{ahead}".lower(), template, gap, rounds, notice_s, ahead)
-                ordinary = median(b - a for a, b in pairwise(job.at_s))
-                how = "state copied ahead" if ahead else "all state sent at the switch"
-                print(f"{template['name']}, noticed, {how}; step {ordinary * 1e3:.0f} ms"
-                      f"            count    median       p95")  # fmt: skip
-                kinds.show()
-                found[f"{name} {ahead}"] = kinds.pauses
-        if args.only in ("", "deaths"):
-            deaths(home, tiny, 8 * scale)
-        if args.only in ("", "goodput"):
-            goodput(home, tiny, 2 * scale)
-        if args.only in ("", "transfer"):
-            subprocess.run([sys.executable, str(Path(__file__).with_name("transfer.py"))], check=True)
-    if args.json:
-        args.json.write_text(json.dumps(found))
-
-
-def deaths(home: Path, template: dict[str, Any], count: int) -> None:
-    """Workers killed and stopped without notice, at any moment of a step."""
-    words = ["kill"] * count + ["stop"] * max(2, count // 4)
-    gap = 24
-    weather = Weather(home, "deaths", gap, words, 1.0)
-    # A stopped worker is found by its silence, which takes as long as many steps.
-    job = train(home, "deaths", template, (8, 8), gap * (len(words) + 3), weather)
-    print("gpt-tiny, without notice: to the next commit, less the step that is done again")
-    for name, moments in weather.killed.items():
-        row(name, after(job, moments), "s")
-
-
-def goodput(home: Path, template: dict[str, Any], blocks: int) -> None:
-    """Blocks of 40 steps with a change every 20 steps, beside blocks without; nodes are replaced."""
-    change, quiet = ["join notice", "join notice"], ["quiet", "quiet"]
-    weather = Weather(home, "goodput", 20, ["quiet", *(change + quiet) * blocks], 1.6)
-    job = train(home, "goodput", template, (8, 9), 20 * (4 * blocks + 2), weather)
-    busy, calm = [], []
-    for block in range(2 * blocks):
-        first = 20 + 40 * block
-        passed_s = job.at_s[first + 39] - job.at_s[first - 1]
-        (calm if block % 2 else busy).append(passed_s / 40)
-    ratios = [c / b for b, c in zip(busy, calm, strict=True)]
-    print(f"gpt-tiny, a change every 20 steps: {len(job.result.migrations)} changes, samples over those of "
-          f"quiet blocks: median {median(ratios):.3f}, of all {sum(calm) / sum(busy):.3f}")  # fmt: skip
+        for model in models:
+            template = load_template(model)
+            if model == "gpt-30m":  # the fewest micro-batches with which there are changes of every kind
+                template = {**template, "training": {**template["training"], "mini_batch": 3}}
+            scale = (QUICK if args.quick else SCALES)[model]
+            if "noticed" in parts:
+                for ahead in (True, False) if args.without_copy else (True,):
+                    noticed(home, template, scale, score, ahead)
+            if "deaths" in parts:
+                deaths(home, template, scale, score)
+            if "goodput" in parts:
+                goodput(home, template, scale, score)
+        if "leak" in parts and models != ["gpt-30m"]:
+            leak(home, score)
+    print(f"{score.met} of {score.met + score.missed} targets met, in {time.monotonic() - began_s:.0f} s")
+    return 1 if score.missed else 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -21,9 +21,12 @@ from runtime.control.job.recorder import Recorder
 from runtime.control.training.coordinator import Coordinator
 from runtime.control.training.migration import Migration
 from runtime.control.training.recovery import Recovery
+from runtime.control.training.restarts import RestartingCoordinator
 from tests.end_to_end.harness import train
 
 OPTIONS: dict[str, Any] = {"nodes": 4, "steps": 60}
+# Moments that come after a loss: a node is killed for them.
+LOSSES = ("a generation is begun", "survivors report", "everybody starts anew")
 
 
 def die() -> None:
@@ -40,7 +43,9 @@ def arm(moment: str, step: int) -> Any:
     """Have this process killed at the moment; returns what to do after every step."""
     send, finish = Coordinator._send, Coordinator._finish
     prepare, answer, write = Migration.prepare, Recovery.answer, Recorder.step
+    restart = RestartingCoordinator._restart
     told: list[str] = []
+    lost: list[str] = []
 
     def decided(self: Any, number: int, *rest: Any) -> None:
         write(self, number, *rest)
@@ -69,9 +74,14 @@ def arm(moment: str, step: int) -> Any:
         finish(self, *holds)
         die()
 
+    def restarted(self: Any, why: str) -> None:
+        restart(self, why)
+        soon()
+
     def lose_a_node(committed: int, provider: Any) -> None:
-        if committed == step and moment in ("a generation is begun", "survivors report"):
-            provider.kill(min(provider.names()))
+        if committed == step and moment in LOSSES and not lost:
+            lost.append(min(provider.names()))
+            provider.kill(lost[0])
 
     match moment:
         case "a step is decided":
@@ -82,6 +92,8 @@ def arm(moment: str, step: int) -> Any:
             Migration.prepare = prepared  # type: ignore[method-assign]
         case "survivors report":
             Recovery.answer = answered  # type: ignore[method-assign]
+        case "everybody starts anew":
+            RestartingCoordinator._restart = restarted  # type: ignore[method-assign]
         case "all is committed":
             Coordinator._finish = finished  # type: ignore[method-assign]
     return lose_a_node

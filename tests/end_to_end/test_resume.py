@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,16 @@ from tests.end_to_end.killed_launcher import OPTIONS
 
 pytestmark = pytest.mark.timeout(240)
 WITHIN_S = 60.0
+WAYS: dict[str, dict[str, Any]] = {
+    "checkpoint": {"policy": "checkpoint", "checkpoint_every": 10},
+    "reactive, two GPUs a node, no backup": {
+        "policy": "reactive",
+        "nodes": 3,
+        "gpus_per_node": 2,
+        "backup": "none",
+    },
+    "gradients": {"backup": "gradients"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +38,13 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return train(tmp_path_factory.mktemp("quiet"), "quiet", **OPTIONS)
 
 
-def killed(home: Path, moment: str, step: int) -> int:
-    """Run a launcher that is killed at the moment; how many steps the disk says are committed."""
+def killed(home: Path, moment: str, step: int, options: dict[str, Any] | None = None) -> int:
+    """Run a launcher that is killed at the moment; how many steps the disk says are committed.
+
+    `options` are the new job's, in place of a local one's with checkpoints.
+    """
     command = [sys.executable, "-m", "tests.end_to_end.killed_launcher", str(home), moment, str(step)]
+    command += [] if options is None else [json.dumps(options)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, env=dict(os.environ))
     assert done.returncode == -9, done.stderr
     return len(lines(home / "jobs/cut/metrics.jsonl"))
@@ -99,3 +115,25 @@ def test_without_nodes_a_job_goes_on_from_its_checkpoint(quiet: Finished, tmp_pa
     finished(tmp_path, run, quiet)
     (back,) = [event for event in run.events if event["kind"] == "rollback"]
     assert "back to step 20" in back["text"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_other_policies_backups_and_nodes_are_resumed_too(quiet: Finished, tmp_path: Path, way: str) -> None:
+    """Killed when one worker has heard of a step, and over the loss of a node: equal weights.
+
+    Living workers go on with what they hold; the policy checkpoint goes back to the disk after the loss, and
+    where every node dies with the launcher and nothing is on the disk, the first step comes again.
+    """
+    options = OPTIONS | WAYS[way]
+    restarts, follows = way == "checkpoint", way == "gradients"
+    assert killed(tmp_path, "one worker is told", 14, options) == 15
+    assert len(workers(tmp_path)) == options["nodes"] * options.get("gpus_per_node", 1)
+    assert killed(tmp_path, "everybody starts anew" if restarts else "survivors report", 35) >= 30
+    if follows:
+        assert sweep(tmp_path / "jobs/cut")[1] == ()
+    run = go_on(tmp_path)
+    finished(tmp_path, run, quiet)
+    resumed = [event["text"] for event in run.events if event["kind"] == "resumed"]
+    assert resumed[0] == "at step 15" and len(resumed) == 2
+    back = {event["text"].partition(",")[0] for event in run.events if event["kind"] == "rollback"}
+    assert back == ({"back to step 30"} if restarts else {"back to step 0"} if follows else set())
