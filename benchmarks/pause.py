@@ -38,8 +38,8 @@ MODELS = ("gpt-tiny", "gpt-30m")
 PARTS = ("noticed", "deaths", "goodput", "leak")
 KINDS = ("intra_stage", "inter_stage", "pipeline", "join")
 MEDIAN_STEPS, P95_STEPS, GOODPUT, KILL_S = 0.5, 2.0, 0.97, 0.15
-# 2x2 on 4 nodes; 3x2 on 6 (join), a spare, which replaces a member (inter-stage), 2x2 on 4 (intra-stage), 1x3 on 3
-# and back (pipeline)
+# 2x2 on 4 nodes; 3x2 on 6 (join), a spare, which replaces a member (inter-stage), 2x2 on 4 (intra-stage), 1x3
+# on 3 and back (pipeline)
 ROUND = ("join join", "join", "notice", "notice notice", "notice", "join")
 EVERY = 20  # steps from change to change, for goodput
 
