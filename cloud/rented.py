@@ -125,13 +125,15 @@ class RentedProvider(ABC):
         return [one.instance for one in self._seen.values()]
 
     def ssh_target(self, instance: Instance) -> SshTarget:
-        """The public address, with the host key that the instance was born with.
+        """The public address (the private one inside), with the host key that the instance was born with.
 
         Raises:
             CloudError: it has no address yet.
         """
         one = self._seen.get(instance.name)
-        address = one.public_ip or one.private_ip if one is not None else ""
+        address = "" if one is None else one.public_ip or one.private_ip
+        if one is not None and self._common.inside:
+            address = one.private_ip or one.public_ip
         if one is None or not address:
             raise CloudError(f"{self.name}: {instance.name} has no address yet")
         private, host_public = self._keys()

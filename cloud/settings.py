@@ -26,7 +26,7 @@ class RentedTimes:
 
 @dataclass(frozen=True, kw_only=True)
 class FleetSettings:
-    """One fleet's settings. Empty strings mean: find out.
+    """One fleet's settings. Empty strings mean: find out. `inside`: the launcher is in the nodes' network.
 
     Raises:
         ValueError: a value cannot be used; the message names its key.
@@ -42,6 +42,7 @@ class FleetSettings:
     disk_gb: int = 100
     ssh_port: int = 22
     bootstrap: str = ""
+    inside: bool = False
 
     def __post_init__(self) -> None:
         if self.device not in ("instance", "model"):

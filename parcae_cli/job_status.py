@@ -180,7 +180,7 @@ def job_status(
     return JobStatus(
         job=record.name,
         state=str(record.state),
-        launcher_alive=not record.state.ended and record.launcher_alive,
+        launcher_alive=not record.state.ended and _launcher_alive(record, snapshot),
         spec=record.spec,
         created_s=record.created_s,
         ended_s=record.ended_s,
@@ -211,6 +211,13 @@ def job_status(
         curve=Curve(curve.steps, losses, curve.seconds_per_step),
         eval_loss=snapshot.get("eval_loss"),
     )
+
+
+def _launcher_alive(record: JobRecord, snapshot: Mapping[str, Any]) -> bool:
+    """Of a job at an anchor the launcher is there; until it has begun, it is the process that rents."""
+    if record.at_anchor and "anchor" in snapshot:
+        return bool(snapshot["anchor"]["launcher_alive"])
+    return record.launcher_alive
 
 
 def _node(node: Mapping[str, Any]) -> NodeStatus:

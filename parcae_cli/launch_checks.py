@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from parcae_cli.clouds import CLOUDS, RENTED
+from parcae_cli.clouds import ANCHORED, CLOUDS, RENTED
 from parcae_cli.errors import UsageError
 
 
@@ -15,6 +15,32 @@ def check_cloud(cloud: str, trace: str | None) -> None:
         raise UsageError(f"--cloud {cloud}: no such cloud", f"There is: {', '.join(CLOUDS)}")
     if trace is not None and cloud != "local":
         raise UsageError(f"--trace is for --cloud local; {cloud} decides by itself which nodes there are")
+
+
+def check_anchor(
+    anchor: str, cloud: str, checkpoint: str | None, start_from: str | None, data: list[str] | None = None
+) -> None:
+    """Refuse anchors that cannot be, and folders of this machine that an anchor could not reach."""
+    if anchor not in ("here", "cloud"):
+        raise UsageError(f"--anchor {anchor}: give here or cloud")
+    if anchor == "here":
+        return
+    if cloud not in ANCHORED:
+        raise UsageError(
+            f"--anchor cloud is for --cloud {' or '.join(ANCHORED)}, not yet for {cloud}",
+            "Leave it out: this machine is the anchor then",
+        )
+    places = [
+        ("--checkpoint", checkpoint),
+        ("--from", start_from),
+        *(("--data", place) for place in data or ()),
+    ]
+    for option, place in places:
+        if place is not None and "://" not in place:
+            raise UsageError(
+                f"{option} {place}: an anchor in the cloud has no folder of this machine",
+                "Give s3://BUCKET/PREFIX",
+            )
 
 
 def check_hosts(cloud: str, hosts: str | None) -> dict[str, str]:

@@ -32,12 +32,13 @@ def new_host_key() -> HostKey:
     return HostKey(key.export_private_key().decode(), key.export_public_key().decode())
 
 
-def bootstrap_script(settings: AwsSettings) -> str:
-    """The script of the template with its places filled."""
+def bootstrap_script(settings: AwsSettings, longest_s: float = 0.0) -> str:
+    """The script of the template with its places filled; `longest_s` 0: as long as there is a lease."""
     values = {
         "HOME": f"/home/{settings.user}",
         "PYTHON": settings.python,
         "PACKAGES": shlex.join(settings.packages),
+        "LONGEST_S": f"{longest_s:.0f}",
         "DEAD_MAN_S": f"{settings.times.dead_man_s:.0f}",
         "DEAD_MAN_CHECK_S": f"{min(60.0, settings.times.dead_man_s / 4):g}",
     }
@@ -47,7 +48,7 @@ def bootstrap_script(settings: AwsSettings) -> str:
     return script
 
 
-def user_data(settings: AwsSettings, host_key: HostKey) -> str:
+def user_data(settings: AwsSettings, host_key: HostKey, longest_s: float = 0.0) -> str:
     """Cloud-config (JSON is YAML): our host key instead of a generated one, the script, and its run.
 
     Raises:
@@ -59,7 +60,9 @@ def user_data(settings: AwsSettings, host_key: HostKey) -> str:
         "ssh_genkeytypes": [],
         "disable_root": True,
         "ssh_pwauth": False,
-        "write_files": [{"path": SCRIPT, "permissions": "0755", "content": bootstrap_script(settings)}],
+        "write_files": [
+            {"path": SCRIPT, "permissions": "0755", "content": bootstrap_script(settings, longest_s)}
+        ],
         "runcmd": [[SCRIPT]],
     }
     text = "#cloud-config\n" + json.dumps(config, indent=1)

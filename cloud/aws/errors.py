@@ -75,6 +75,8 @@ SPOT_QUOTAS: Mapping[str, tuple[str, str]] = {
 }
 _STANDARD_QUOTA = ("L-34B43A08", "All Standard (A, C, D, H, I, M, R, T, Z) Spot Instance Requests")
 
+_ON_DEMAND_QUOTA = ("L-1216C47A", "Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances")
+
 
 def quota_of(instance_type: str) -> tuple[str, str]:
     """Code and name of the quota that limits the spot vCPUs of a type."""
@@ -103,6 +105,8 @@ def refused(verdict: Verdict, call: str, code: str, said: str, instance_type: st
     text = f"aws {call}: {code}: {said.strip().rstrip('.')}"
     if verdict is Verdict.QUOTA:
         number, name = quota_of(instance_type or "g5.xlarge")
+        if call == "run_instances":  # which rents on demand
+            number, name = _ON_DEMAND_QUOTA
         return QuotaError(
             f"{text}. The quota in the way is {name!r} ({number}): ask for more at "
             "https://console.aws.amazon.com/servicequotas/ (EC2), or use fewer nodes"

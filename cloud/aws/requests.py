@@ -13,8 +13,10 @@ from cloud.types import Pool
 JOB_TAG = "parcae:job"
 LAUNCH_TAG = "parcae:launch"
 TOKEN_TAG = "parcae:token"
+ROLE_TAG = "parcae:role"
 SHARED_TAG = "parcae:shared"
 GROUP_NAME = "parcae-nodes"
+ANCHOR_DISK_GB = 30
 
 Request = dict[str, Any]
 
@@ -212,4 +214,46 @@ def placement_group_request(owner: Owner) -> Request:
         "GroupName": launch_template_name(owner),
         "Strategy": "cluster",
         "TagSpecifications": [{"ResourceType": "placement-group", "Tags": owner.tags()}],
+    }
+
+
+def anchor_request(
+    owner: Owner,
+    profile: str,
+    kind: str,
+    image: str,
+    key_name: str,
+    group: str,
+    subnet: str,
+    user_data: str,
+    token: str,
+) -> Request:
+    """RunInstances: one machine on demand for the launcher and the backup, with the role of `profile`.
+
+    The user data is plain text: the client encodes it in this call.
+    """
+    tags = [*owner.tags(token), *_tags({ROLE_TAG: "anchor"})]
+    return {
+        "InstanceType": kind,
+        "MinCount": 1,
+        "MaxCount": 1,
+        "ClientToken": token,
+        "ImageId": image,
+        "KeyName": key_name,
+        "SecurityGroupIds": [group],
+        "SubnetId": subnet,
+        "UserData": user_data,
+        "IamInstanceProfile": {"Arn" if profile.startswith("arn:") else "Name": profile},
+        "InstanceInitiatedShutdownBehavior": "terminate",
+        "MetadataOptions": {"HttpTokens": "required", "HttpEndpoint": "enabled"},
+        "BlockDeviceMappings": [
+            {
+                "DeviceName": "/dev/sda1",
+                "Ebs": {"VolumeSize": ANCHOR_DISK_GB, "VolumeType": "gp3", "DeleteOnTermination": True},
+            }
+        ],
+        "TagSpecifications": [
+            {"ResourceType": "instance", "Tags": tags},
+            {"ResourceType": "volume", "Tags": tags},
+        ],
     }

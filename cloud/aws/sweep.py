@@ -19,6 +19,8 @@ _POLL_S = 2.0
 # An instance shows up in DescribeInstances some seconds after its launch; EC2 has no word on how many.
 UNKNOWN_FOR_S = 30.0
 REPLAY_FOR_S = 900.0
+# How the files begin that hold an anchor's RunInstances; the others are CreateFleet.
+ANCHOR_REQUEST = "anchor-"
 
 
 def launch_rows(api: Api, owner: Owner) -> list[dict[str, Any]]:
@@ -126,13 +128,13 @@ def strangers(api: Api, launches: Collection[str]) -> list[dict[str, Any]]:
 
 
 def recent_requests(folder: Path) -> list[Path]:
-    """The CreateFleet requests that were written down so lately that a sweep by tag may not show all yet."""
+    """The requests that were written down so lately that a sweep by tag may not show all yet."""
     found = sorted((folder / "requests").glob("*.json"))
     return [path for path in found if time.time() - path.stat().st_mtime <= REPLAY_FOR_S]
 
 
 def replay_requests(api: Api, folder: Path) -> set[str]:
-    """Send again every CreateFleet that was written down; the instances that it names.
+    """Send again every request that was written down; the instances that it names.
 
     A token that EC2 knows brings the instances of the first time, also those that no sweep shows yet. One
     that it does not know launches now what is then terminated at once: the price of knowing. Older ones are
@@ -141,11 +143,13 @@ def replay_requests(api: Api, folder: Path) -> set[str]:
     found: set[str] = set()
     for path in recent_requests(folder):
         request: Mapping[str, Any] = json.loads(path.read_text())
+        anchor = path.name.startswith(ANCHOR_REQUEST)
         try:
-            reply = api.call("create_fleet", request)
+            reply = api.call("run_instances" if anchor else "create_fleet", request)
         except ApiError as error:
             if error.verdict in (Verdict.CREDENTIALS, Verdict.WAIT):
                 raise
             continue  # refused for good: it has brought nothing, and never will
-        found |= {name for row in reply.get("Instances", []) for name in row["InstanceIds"]}
+        for row in reply.get("Instances", []):
+            found |= {row["InstanceId"]} if anchor else set(row["InstanceIds"])
     return found

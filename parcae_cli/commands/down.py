@@ -107,6 +107,9 @@ def end_job(journal: Journal, record: JobRecord) -> Ended:
     if record.launcher_alive and was_running and record.pid != os.getpid() and not _stop(record):
         doubtful.append(f"launcher of {record.name} (process {record.pid})")
     killed, left = _sweep(journal.job_folder(record.name))
+    if record.at_anchor and not doubtful:
+        ended, unclear = _end_at_anchor(journal, record)
+        killed, left = [*killed, *ended], [*left, *unclear]
     cloud = str(record.spec.get("cloud"))
     if cloud in RENTED and not doubtful:
         ended, unclear = _sweep_rented(cloud, journal.job_folder(record.name) / cloud)
@@ -173,6 +176,21 @@ def _sweep_rented(cloud: str, folder: Path) -> tuple[list[str], list[str]]:
 
     try:
         return [f"instance {name}" for name in cloud_module(cloud).sweep(folder)], []
+    except CloudError as error:
+        return [], [str(error)]
+
+
+def _end_at_anchor(journal: Journal, record: JobRecord) -> tuple[list[str], list[str]]:
+    """Have the job's anchor end it, and end the anchor; one that does not answer is ended all the same."""
+    from cloud.provider import CloudError
+    from parcae_cli.anchored import end_at_anchor, give_back
+
+    cloud = str(record.spec["cloud"])
+    why = end_at_anchor(journal, record.name, cloud)
+    if why:
+        journal.event(record.name, time.time(), "trouble", "the anchor could not end the job by itself", why)
+    try:
+        return give_back(journal, record.name, cloud), []
     except CloudError as error:
         return [], [str(error)]
 

@@ -28,20 +28,27 @@ def gc(
     doubts: list[str] = []
     strange: list[dict[str, Any]] = []
     if (home / "journal.db").exists():
+        from parcae_cli.anchored import give_back, goes_on_there
         from runtime.control.providers import cloud_module
 
         journal = Journal(home)
         for cloud in RENTED:
             records = [record for record in journal.jobs() if record.spec.get("cloud") == cloud]
             folders = [journal.job_folder(record.name) / cloud for record in records]
+            anchors = [journal.anchor_folder(record.name) for record in records]
             for record, folder in zip(records, folders, strict=True):
                 if not record.launcher_alive or record.state.ended:
                     try:
-                        ended[record.name] = cloud_module(cloud).sweep(folder)
-                    except CloudError as error:
+                        if goes_on_there(journal, record):
+                            continue
+                        if record.at_anchor:
+                            ended[record.name] = give_back(journal, record.name, cloud)
+                        else:
+                            ended[record.name] = cloud_module(cloud).sweep(folder)
+                    except (CloudError, MayBeRunning) as error:
                         doubts.append(f"{record.name}: {error}")
             try:
-                strange += cloud_module(cloud).foreign_instances(folders) if records else []
+                strange += cloud_module(cloud).foreign_instances([*folders, *anchors]) if records else []
             except CloudError as error:
                 doubts.append(str(error))
         journal.close()

@@ -12,6 +12,7 @@ import typer
 from parcae_cli.clouds import RENTED
 from parcae_cli.errors import FailedError, Interrupted, UsageError
 from parcae_cli.launch_checks import (
+    check_anchor,
     check_backup,
     check_cloud,
     check_fleet,
@@ -45,6 +46,14 @@ def launch(
         str | None,
         typer.Option(metavar="FILE", help="For aws and gcp: settings laid over templates/fleets/CLOUD.toml."),
     ] = None,
+    anchor: Annotated[
+        str,
+        typer.Option(
+            metavar="here|cloud",
+            help="Where launcher and backup run: here, or (aws) on a small machine rented on demand, so that "
+            "training goes on when this one is shut.",
+        ),
+    ] = "here",
     nodes: Annotated[int, typer.Option(metavar="N", min=1, help="How many nodes are wanted.")] = 8,
     gpus_per_node: Annotated[
         int | None,
@@ -150,7 +159,7 @@ def launch(
 ) -> None:
     """Train MODEL on spot instances, and keep training while they come and go.
 
-    Ctrl-C ends the job and everything it started.
+    Ctrl-C ends the job and everything it started, at an anchor too.
     """
     from parcae_cli.shadow import refuse_modules_in
 
@@ -169,6 +178,7 @@ def launch(
     if policy == "redundancy" and (cloud != "local" or (gpus_per_node or 1) > 1):
         raise UsageError("--policy redundancy is for --cloud local, with one worker a node")
     check_backup(backup, checkpoint, policy)
+    check_anchor(anchor, cloud, checkpoint, start_from, data)
     check_model(model)
     check_forecaster(forecaster)
 
@@ -185,6 +195,7 @@ def launch(
         home=home,
         cloud=cloud,
         fleet=settings,
+        anchor=anchor,
         nodes=nodes,
         gpus_per_node=gpus_per_node,
         trace=check_trace(trace),
@@ -260,6 +271,10 @@ def carry_out(request: LaunchRequest) -> JobResult:
     from runtime.control.job.launch import run
 
     with shown_progress(request.home, request.name):
+        if request.anchor == "cloud":
+            from parcae_cli.anchored import carry_out_at_anchor
+
+            return carry_out_at_anchor(request)
         return run(request)
 
 

@@ -21,6 +21,7 @@ def logs(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show JOB's events with their reasons, or what one of its nodes wrote."""
+    from parcae_cli.anchored import refresh
     from parcae_cli.job_status import newest_job
     from parcae_cli.render.output import print_json
     from runtime.control.job.journal import Journal
@@ -32,6 +33,7 @@ def logs(
         raise UsageError(
             f"no job named {name!r} in {home}" if name else f"no jobs in {home}", "See: parcae status"
         )
+    refresh(journal, name, logs=node is not None)
     folder = journal.job_folder(name)
     journal.close()
     if node is not None:

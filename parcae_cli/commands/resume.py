@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -44,8 +45,24 @@ def resume(
         run_detached(home, name, ["resume", name, *given], as_json)
         return
     with shown_progress(home, name):
-        result = go_on(home, name, **changes)
+        if at_anchor(home, name):
+            from parcae_cli.anchored import resume_at_anchor
+
+            result = resume_at_anchor(home, name, changes)
+        else:
+            result = go_on(home, name, **changes)
     finish(result, as_json)
+
+
+def at_anchor(home: Path, name: str) -> bool:
+    """Whether the job's launcher is a rented machine's."""
+    from runtime.control.job.journal import Journal
+
+    journal = Journal(home)
+    try:
+        return journal.job(name).at_anchor
+    finally:
+        journal.close()
 
 
 def chosen(job: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,7 @@ def status(
 
     Follows a running job until it ends; Ctrl-C leaves the view, and the job goes on.
     """
+    from parcae_cli.anchored import refresh
     from parcae_cli.job_status import StatusReader, newest_job
     from parcae_cli.render.output import print_json, text_console
     from runtime.control.job.journal import Journal
@@ -46,6 +48,7 @@ def status(
     known = [record.name for record in journal.jobs()]
     if name not in known:
         raise UsageError(f"no job named {name!r} in {home}; there are {', '.join(known[-8:])}")
+    refresh(journal, name)
     reader = StatusReader(journal, name)
     from parcae_cli.render.status import status_view
 
@@ -56,11 +59,11 @@ def status(
     elif once or not console.is_terminal:
         console.print(status_view(reader.read(), console.width))
     else:
-        follow(reader)
+        follow(reader, lambda: refresh(journal, name))
     journal.close()
 
 
-def follow(reader: object) -> None:
+def follow(reader: object, refreshed: Callable[[], None]) -> None:
     """Draw the job again and again on a screen of its own, until it ends or the user leaves."""
     from rich.live import Live
 
@@ -72,11 +75,14 @@ def follow(reader: object) -> None:
     console = text_console()
     now = reader.read()
     if not now.ended:
+        at_anchor = now.spec.get("anchor") == "cloud"  # which somebody has to ask
         try:
             with Live(console=console, screen=True, auto_refresh=False) as live:
                 while not now.ended:
                     live.update(status_view(now, console.width, console.height), refresh=True)
                     time.sleep(REFRESH_S)
+                    if at_anchor:
+                        refreshed()
                     now = reader.read()
         except KeyboardInterrupt:
             now = reader.read()

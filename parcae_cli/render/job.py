@@ -35,8 +35,7 @@ def print_request(request: LaunchRequest, as_json: bool, plan: Mapping[str, Any]
         console.print("\n[bold]Requests that would be sent[/], in order")
         for request_ in plan["requests"]:
             text = json.dumps(request_["arguments"], indent=2)
-            when = f" (if {request_['if']})" if "if" in request_ else ""
-            console.print(f"{request_['call']}{when} {text}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{request_['call']} {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _data_text(request: LaunchRequest) -> str:
@@ -59,6 +58,12 @@ def print_plan(plan: Mapping[str, Any]) -> None:
         f"{duration_text(expected['hours'] * 3600)}, "
         f"{usd_text(expected['usd'])} in all ({expected['note']})"
     )
+    if (anchor := plan.get("anchor")) is not None:
+        console.print(
+            f"and an anchor on demand: {anchor['instance_type']} in {anchor['zone']} with "
+            f"{bytes_text(anchor['memory_bytes'])} for at most {bytes_text(anchor['needed_bytes'])}, "
+            f"{usd_text(anchor['usd_per_hour'])} of these an hour"
+        )
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("type", "zone", "USD/h", "placement score"):
         table.add_column(name, style="dim")

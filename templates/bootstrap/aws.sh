@@ -11,7 +11,9 @@ trap 'code=$?; [ "$code" = 0 ] || { echo "bootstrap failed with exit code $code"
 touch "$HOME_FOLDER/.parcae-lease"
 chmod 666 "$HOME_FOLDER/.parcae-lease"
 nohup setsid sh -c '
+  born=$(date +%s)
   while sleep @DEAD_MAN_CHECK_S@; do
+    [ @LONGEST_S@ = 0 ] || [ $(( $(date +%s) - born )) -lt @LONGEST_S@ ] || { echo "the bound: shutting down"; shutdown -h now; exit; }
     age=$(( $(date +%s) - $(stat -c %Y "$1/.parcae-lease" 2>/dev/null || echo 0) ))
     [ "$age" -lt @DEAD_MAN_S@ ] || { echo "no lease for $age s: shutting down"; shutdown -h now; exit; }
   done' dead-man "$HOME_FOLDER" >>"$LOG" 2>&1 </dev/null &

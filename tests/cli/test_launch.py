@@ -88,3 +88,23 @@ def test_ctrl_c_ends_a_job_and_leaves_nothing(parcae: Run, home: Path) -> None:
     assert journal.instances(live_only=True) == []
     journal.close()
     assert parcae("down", "--all").out == "nothing is running\n"
+
+
+def test_an_anchor_in_the_cloud_is_refused_where_it_cannot_be() -> None:
+    """Other clouds than aws, other words, and folders of this machine: one line each."""
+    import pytest
+
+    from parcae_cli.errors import UsageError
+    from parcae_cli.launch_checks import check_anchor
+
+    check_anchor("here", "local", "folder", None)
+    check_anchor("cloud", "aws", "s3://bucket/a", None, ["s3://bucket/b/*.bin"])
+    there, on_gcp = ("there", "aws", None, None), ("cloud", "gcp", None, None)
+    for wrong in (
+        there,
+        on_gcp,
+        ("cloud", "aws", "folder", None),
+        ("cloud", "aws", None, None, ["my/*.txt"]),
+    ):
+        with pytest.raises(UsageError):
+            check_anchor(*wrong)

@@ -7,6 +7,7 @@ import atexit
 import base64
 import functools
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -23,7 +24,7 @@ from cloud.aws.bootstrap import SCRIPT
 from cloud.local.node import LocalNode, node_environment
 from cloud.processes import wait_until_gone
 from cloud.types import Instance, InstanceState, Pool
-from tests.cloud.aws.front import Front
+from tests.cloud.aws.front import ENVIRONMENT, Front
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -69,12 +70,16 @@ class Machines:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self.nodes: dict[str, LocalNode] = {}
+        self.anchors: list[str] = []  # those that have an instance profile
         self.shut_down = root / "shut-down"
         self._count = 0
         with socket.create_server(("127.77.0.1", 0)) as probe:
             self.ssh_port = int(probe.getsockname()[1])
         self.break_bootstrap = False
         front.on_launch, front.on_end = self._launch, self._end
+
+    def _profiles(self) -> Any:
+        return self._front.backend.iam_instance_profile_associations
 
     def _launch(self, instance: Any) -> None:
         self._count += 1
@@ -95,11 +100,15 @@ class Machines:
             host_key=asyncssh.import_private_key(config["ssh_keys"]["ed25519_private"]),
         )
         self.nodes[instance.id] = node
+        if instance.id in {one.instance.id for one in self._profiles().values()}:
+            self.anchors.append(instance.id)
         (script,) = [item["content"] for item in config["write_files"] if item["path"] == SCRIPT]
         asyncio.run_coroutine_threadsafe(self._boot(node, script), self._loop).result(20)
 
     async def _boot(self, node: LocalNode, script: str) -> None:
         preloaded = {} if self.zygote is None else {"PARCAE_ZYGOTE": str(self.zygote)}
+        if node.instance.id in self.anchors:  # in the place of the role that its metadata service would tell
+            preloaded |= {name: os.environ[name] for name in (*ENVIRONMENT, "AWS_ENDPOINT_URL")}
         await node.start({"OMP_NUM_THREADS": "1", **preloaded})
         script = script.replace("/home/ubuntu", str(node.folder))
         script = script.replace("shutdown -h now", f"touch {self.shut_down}").replace("nohup setsid", "nohup")
@@ -130,6 +139,10 @@ class Machines:
         timer = threading.Timer(left_s, self.vanish, [name])
         timer.daemon = True
         timer.start()
+
+    def deafen(self, name: str) -> None:
+        """Its SSH server is gone; what runs there goes on."""
+        self._call(lambda: (self.nodes[name]._server.close(), self.nodes[name].cut()))
 
     def pids(self, name: str, role: str) -> list[int]:
         """Every process of this role that a node has ever had."""

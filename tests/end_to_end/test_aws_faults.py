@@ -31,7 +31,8 @@ class Command:
 
     def __init__(self, home: Path, machines: Machines) -> None:
         self.home = home
-        settings = {key: value for key, value in fleet(machines).items() if key not in ("bootstrap", "gpus")}
+        left_out = ("bootstrap", "gpus", "anchors")
+        settings = {key: value for key, value in fleet(machines).items() if key not in left_out}
         self.fleet = home / "fleet.toml"
         self.fleet.write_text(_toml(settings))
         self._started: list[subprocess.Popen[str]] = []

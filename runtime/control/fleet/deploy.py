@@ -15,11 +15,14 @@ from typing import Protocol
 
 import asyncssh
 
+from cloud.anchor import BootFiles
 from cloud.types import Instance
 from runtime.control.fleet import ssh
 
 PACKAGES = ("cloud", "runtime", "parcae_cli")
 _UNPACK_TIMEOUT_S = 60.0
+_STATE_TIMEOUT_S = 10.0
+_LOG_LINES = 40
 
 
 class AgentStart(Protocol):
@@ -32,6 +35,23 @@ class AgentStart(Protocol):
             ssh.SshError: the node is not ready (yet), or it refused.
         """
         ...
+
+
+async def check_booted(connection: asyncssh.SSHClientConnection, name: str, files: BootFiles) -> None:
+    """Return if the bootstrap of this machine has ended well.
+
+    Raises:
+        ssh.BrokenNodeError: it failed; the message ends with its log.
+        ssh.CommandError: it is still at work.
+    """
+    command = (
+        f"if [ -e {files.failed} ]; then tail -n {_LOG_LINES} {files.log}; exit 9; fi; test -e {files.ready}"
+    )
+    reply = await ssh.run(connection, command, _STATE_TIMEOUT_S)
+    if reply.status == 9:
+        raise ssh.BrokenNodeError(f"the bootstrap of {name} failed: {reply.output.strip()}")
+    if reply.status:
+        raise ssh.CommandError(f"{name} is not ready yet: its bootstrap is at work")
 
 
 @functools.cache

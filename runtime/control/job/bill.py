@@ -13,6 +13,11 @@ class Bill:
     def __init__(self, speed: float) -> None:
         self.speed = speed
         self._held: dict[str, tuple[Instance, float | None]] = {}  # id -> instance, when it ended
+        self._anchor = (0.0, 0.0)
+
+    def anchor(self, usd_per_hour: float, since_s: float) -> None:
+        """The machine on which the launcher runs costs money too, since `since_s` (Unix seconds)."""
+        self._anchor = (usd_per_hour, since_s)
 
     def restore(self, instance: Instance, ended_s: float | None) -> None:
         """An instance that an earlier launcher of the job has rented."""
@@ -27,7 +32,8 @@ class Bill:
 
     def spent(self, now_s: float) -> tuple[float, float]:
         """USD spent on spot, and what the same hours would have cost on demand."""
-        spot = on_demand = 0.0
+        usd_per_hour, since_s = self._anchor
+        spot = on_demand = usd_per_hour * max(0.0, now_s - since_s) / 3600
         for instance, ended_s in self._held.values():
             hours = max(0.0, (ended_s or now_s) - instance.launched_s) * self.speed / 3600
             spot += hours * instance.pool.spot_usd_per_hour
@@ -39,9 +45,9 @@ class Bill:
         return self.spent(time.time())
 
     def per_hour(self) -> float:
-        """USD per hour of what is held now."""
+        """USD per hour of what is held now, the anchor included."""
         held = (instance for instance, ended_s in self._held.values() if ended_s is None)
-        return sum(instance.pool.spot_usd_per_hour for instance in held)
+        return sum(instance.pool.spot_usd_per_hour for instance in held) + self._anchor[0]
 
     def held(self) -> list[Instance]:
         """The instances that have not ended."""

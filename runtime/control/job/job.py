@@ -27,7 +27,8 @@ class LaunchRequest:
     `checkpoint` is the folder or URL for durable checkpoints, one for every `checkpoint_every` steps (0, for
     the policy `checkpoint` alone: by Young's rule), of which the last `checkpoint_keep` are kept, and
     `start_from` one to continue. `faults` are scripted deaths, for tests; without `copy_ahead` all state is
-    sent at the switch, for benchmarks.
+    sent at the switch, for benchmarks. `anchor` is `here` or `cloud`: where launcher and backup are
+    to run; the launcher there is told `here`, what its machine costs in an hour, and since when (in Unix s).
     """
 
     name: str
@@ -62,6 +63,9 @@ class LaunchRequest:
     fleet: Mapping[str, Any] = field(default_factory=dict)
     max_hours: float | None = None
     max_usd_per_hour: float | None = None
+    anchor: str = "here"
+    anchor_usd_per_hour: float = 0.0
+    anchor_since_s: float = 0.0
 
     @property
     def gpus(self) -> int:
@@ -190,3 +194,9 @@ class JobResult:
     def as_json(self) -> dict[str, Any]:
         """The one object that `parcae launch --json` prints."""
         return asdict(self) | {"migrations": [record.as_json() for record in self.migrations]}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> JobResult:
+        """The result again."""
+        migrations = tuple(MigrationRecord.from_json(row) for row in values["migrations"])
+        return cls(**{**values, "migrations": migrations})

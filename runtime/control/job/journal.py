@@ -93,6 +93,11 @@ class JobRecord:
         """Whether the very process that launched the job still runs; a reused pid does not count."""
         return self.pid_start is not None and start_ticks(self.pid) == self.pid_start
 
+    @property
+    def at_anchor(self) -> bool:
+        """Whether the job lives on a rented machine: the one place that decides it."""
+        return self.spec.get("anchor") == "cloud"
+
 
 @dataclass(frozen=True)
 class InstanceRecord:
@@ -199,6 +204,10 @@ class Journal:
     def job_folder(self, name: str) -> Path:
         """Where the job's files are: metrics.jsonl, events.jsonl, logs/."""
         return self.home / "jobs" / check_job_name(name)
+
+    def anchor_folder(self, name: str) -> Path:
+        """What is known of the rented machine on which the job lives."""
+        return self.job_folder(name) / "anchor"
 
     def create_job(self, name: str, spec: Mapping[str, Any], pid: int) -> None:
         """Record a new job, started by process `pid`, and make its folder.

@@ -206,6 +206,7 @@ class _Job:
         self._wanted = setup.wanted or request.nodes
         self._token = job_token(journal.job_folder(request.name))
         self._bill = Bill(setup.time_scale)
+        self._bill.anchor(request.anchor_usd_per_hour, request.anchor_since_s)
         provider: SpotProvider = setup.provider
         on_step = (lambda step: watch(step, provider)) if watch else None
         self._first_step = start.step if start else 0

@@ -61,6 +61,8 @@ class ProviderSetup:
 def cloud_module(cloud: str) -> Any:
     """The cloud's module. One that costs money also has `plan`, `sweep` and `foreign_instances`.
 
+    One that can rent the anchor, too, has `anchor`, `anchor_lives` and `end_anchor`.
+
     Raises:
         KeyError: there is no such cloud; the command line has checked.
     """

@@ -7,13 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cloud.anchor import AnchorPlan
 from cloud.aws import bootstrap
+from cloud.aws.anchor import anchor_lives as _anchor_lives
+from cloud.aws.anchor import anchor_settings, anchor_subnets, anchor_type, rent_anchor
+from cloud.aws.anchor import end_anchor as _end_anchor
 from cloud.aws.api import Api, ApiError
 from cloud.aws.market import Offer, check_quota, offers
 from cloud.aws.provider import AwsProvider
 from cloud.aws.requests import (
     JOB_TAG,
     Owner,
+    anchor_request,
     fleet_request,
     group_request,
     group_rules_requests,
@@ -21,7 +26,7 @@ from cloud.aws.requests import (
     launch_template_request,
 )
 from cloud.aws.settings import AwsSettings
-from cloud.aws.shared import LaunchRecord, image_id
+from cloud.aws.shared import LaunchRecord, client_key, image_id
 from cloud.aws.sweep import end_launch, strangers
 from runtime.control.job.job import LaunchRequest
 from runtime.control.job.journal import Journal
@@ -31,6 +36,7 @@ from runtime.control.providers.rented import (
     BootedNode,
     Candidate,
     Choice,
+    backup_bytes,
     choose,
     expectation,
     launch_files,
@@ -92,7 +98,33 @@ def plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any]:
         ),
         ("create_fleet", fleet_request(owner, settings, offer.pools, choice.wanted, least, "TOKEN")),
     ]
+    anchor_told: dict[str, Any] = {}
+    if request.anchor == "cloud":
+        rented = _anchor_plan(api, settings, request, spec, offer, vpc, Path())
+        told = bootstrap.user_data(
+            anchor_settings(settings),
+            bootstrap.HostKey("(made at launch)", "(made at launch)"),
+            settings.times.anchor_longest_s,
+        )
+        subnet = offer.pools[0].subnet
+        arguments = anchor_request(
+            owner, settings.anchor_profile, rented.kind, settings.anchor_image or "(that of its parameter)",
+            "parcae-KEY", group, subnet, told, "TOKEN",
+        )  # fmt: skip
+        sent.insert(3, ("run_instances", arguments))
+        anchor_told = {
+            "anchor": {
+                "instance_type": rented.kind,
+                "zone": rented.zone,
+                "usd_per_hour": rented.usd_per_hour,
+                "memory_bytes": rented.memory_bytes,
+                "needed_bytes": rented.needed_bytes,
+            }
+        }
+        expected["expected"]["usd"] += expected["expected"]["hours"] * rented.usd_per_hour
+        expected["expected"]["usd_per_hour"] += rented.usd_per_hour
     return {
+        **anchor_told,
         "region": api.region,
         "gpu": offer.name,
         "pools": [
@@ -107,6 +139,78 @@ def plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any]:
         **expected,
         "requests": [{"call": call, "arguments": _printable(arguments)} for call, arguments in sent],
     }
+
+
+def anchor(request: LaunchRequest, spec: ModelSpec, folder: Path) -> AnchorPlan:
+    """The anchor for this job, whose files are in `folder`. Nothing is rented yet.
+
+    Raises:
+        InputError, CloudError: as for `setup`; or there is no profile, or no type with memory enough.
+    """
+    settings = read_settings(AwsSettings, request)
+    api = Api(settings.region)
+    _, offer, vpc = _choose(api, settings, request, spec)
+    return _anchor_plan(api, settings, request, spec, offer, vpc, folder)
+
+
+def _anchor_plan(
+    api: Api,
+    settings: AwsSettings,
+    request: LaunchRequest,
+    spec: ModelSpec,
+    offer: Offer,
+    vpc: str,
+    folder: Path,
+) -> AnchorPlan:
+    """Nothing is written before `rent` is called, but for the folder of a job that is to begin."""
+    if not settings.anchor_profile:
+        raise InputError(
+            "--anchor cloud: the anchor calls EC2 by itself, and your own keys are not copied there: name an "
+            "instance profile (anchor_profile = ..) in the file of --fleet, or leave out --anchor cloud"
+        )
+    needed = backup_bytes(request, spec)
+    try:
+        kind, facts = anchor_type(settings, needed)
+    except ValueError as error:
+        raise InputError(f"the settings of --cloud aws (--fleet, templates/fleets): {error}") from error
+    subnets = anchor_subnets(offer.pools)
+    own, files = folder / "anchor", {}
+    if folder != Path():
+        nodes = folder / "aws"
+        LaunchRecord.at(nodes, request.name, api.region)
+        private, _, _ = client_key(own)
+        record = (nodes / "launch.json").read_text()
+        files = {f"jobs/{request.name}/aws/launch.json": record, "aws/ssh_key": private}
+    return AnchorPlan(
+        kind,
+        subnets[0][0],
+        facts.usd_per_hour,
+        facts.memory_bytes,
+        needed,
+        settings.times.anchor_linger_s,
+        settings.times.boot_s,
+        lambda: rent_anchor(api, settings, own, request.name, kind, facts.usd_per_hour, subnets, vpc),
+        files,
+        {**request.fleet, "region": api.region, "inside": True},
+    )
+
+
+def anchor_lives(folder: Path) -> bool:
+    """Whether the API knows the anchor of this folder as anything but ended.
+
+    Raises:
+        CloudError: it does not answer.
+    """
+    return _anchor_lives(folder)
+
+
+def end_anchor(folder: Path) -> list[str]:
+    """Terminate the anchor of this folder and wait for the API's word; the ids of what lived.
+
+    Raises:
+        MaybeStillRunningError: the API did not say that it is gone.
+    """
+    return _end_anchor(folder, SWEEP_WITHIN_S)
 
 
 def sweep(folder: Path) -> list[str]:

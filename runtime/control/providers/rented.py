@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 import asyncssh
 
+from cloud.anchor import BootFiles
 from cloud.rented import RentedProvider
 from cloud.settings import FleetSettings, RentedTimes
 from cloud.types import Instance, Pool
-from runtime.control.fleet import ssh
-from runtime.control.fleet.deploy import PushedSources
+from runtime.control.fleet.deploy import PushedSources, check_booted
 from runtime.control.fleet.node_link import LinkTimes
 from runtime.control.job.job import LaunchRequest
 from runtime.control.providers import ProviderSetup
@@ -22,11 +22,9 @@ from runtime.planning.errors import InputError
 from runtime.planning.model import ModelSpec
 from runtime.planning.placement import instances_needed
 from runtime.planning.prior import PriorRates
-from runtime.planning.profile import Profile, estimated_profile
+from runtime.planning.profile import STATE_BYTES_PER_PARAM, Profile, estimated_profile
 
 SWEEP_WITHIN_S = 600.0
-_LOG_LINES = 40
-_STATE_TIMEOUT_S = 10.0
 Settings = TypeVar("Settings", bound=FleetSettings)
 
 
@@ -192,6 +190,16 @@ def launch_files(folders: Iterable[Path]) -> list[Path]:
     return [path for folder in folders if (path := folder / "launch.json").exists()]
 
 
+def backup_bytes(request: LaunchRequest, spec: ModelSpec) -> float:
+    """The memory that an anchor needs: what its backup may take at most, and two gigabytes for the rest.
+
+    See ARCHITECTURE.md, "The backup, and checkpoints": three states, or two and eight gradients in fp32.
+    """
+    state = spec.state_params * STATE_BYTES_PER_PARAM
+    most = {"state": 3 * state, "gradients": 2 * state + 8 * 4 * spec.state_params, "none": 0}
+    return most[request.backup] + 2e9
+
+
 @dataclass(frozen=True)
 class BootedNode:
     """Waits for a node's bootstrap, then starts agents there from our own sources.
@@ -211,17 +219,10 @@ class BootedNode:
         """The words that start Python.
 
         Raises:
-            ssh.BrokenNodeError: the bootstrap failed; the message ends with its log.
-            ssh.CommandError: it is not ready yet.
+            BrokenNodeError: the bootstrap failed; the message ends with its log.
+            CommandError: it is not ready yet.
         """
-        command = (
-            f"if [ -e {self.failed} ]; then tail -n {_LOG_LINES} {self.log}; exit 9; fi; test -e {self.ready}"
-        )
-        reply = await ssh.run(connection, command, _STATE_TIMEOUT_S)
-        if reply.status == 9:
-            raise ssh.BrokenNodeError(f"the bootstrap of {instance.name} failed: {reply.output.strip()}")
-        if reply.status:
-            raise ssh.CommandError(f"{instance.name} is not ready yet: its bootstrap is at work")
+        await check_booted(connection, instance.name, BootFiles(self.ready, self.failed, self.log))
         told = {
             "PARCAE_NODE": instance.name,
             "PARCAE_ADDRESS": self.provider.private_address(instance),

@@ -297,6 +297,17 @@ class Front:
             self.on_end(self.backend.get_instance(name))
         return body
 
+    def _do_RunInstances(
+        self, arguments: dict[str, Any], environ: dict[str, Any], form: dict[str, str]
+    ) -> bytes:
+        before = {one.id for one in self.backend.all_instances()}
+        body = self._forward(environ, form)
+        for one in self.backend.all_instances():
+            if one.id not in before:
+                self._born_s[one.id] = time.monotonic()
+                self.on_launch(one)
+        return body
+
     def _do_CreateFleet(
         self, arguments: dict[str, Any], environ: dict[str, Any], form: dict[str, str]
     ) -> bytes:

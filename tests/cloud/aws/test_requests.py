@@ -204,3 +204,33 @@ def test_states_are_the_apis(state: str, ours: InstanceState) -> None:
     one = seen({"InstanceId": "i-1", "State": {"Name": state}, "Placement": {"AvailabilityZone": "a"}})
     assert one.instance.state is ours
     assert one.ended is (state == "terminated")
+
+
+def test_an_anchor_is_on_demand_has_a_role_and_ends_by_its_own_shutdown() -> None:
+    """EC2's own model accepts the request; nothing in it asks for spot, and its tags name job and role."""
+    from botocore.session import get_session
+    from botocore.validate import ParamValidator
+
+    from cloud.aws.requests import JOB_TAG, ROLE_TAG, anchor_request
+
+    owner = Owner("job", "launch")
+    request = anchor_request(owner, "role", "m6i.large", "ami-1", "key", "sg-1", "subnet-1", "#", "token-0")
+    shape = get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    assert not ParamValidator().validate(request, shape).has_errors()
+    assert "InstanceMarketOptions" not in request
+    assert request["InstanceInitiatedShutdownBehavior"] == "terminate"
+    tags = {tag["Key"]: tag["Value"] for tag in request["TagSpecifications"][0]["Tags"]}
+    assert (tags[JOB_TAG], tags[ROLE_TAG]) == ("job", "anchor")
+
+
+def test_the_anchor_is_the_cheapest_type_that_holds_the_backup() -> None:
+    """A named one is taken as it is, an unknown or too large a need is refused by key."""
+    from cloud.aws.anchor import anchor_type
+
+    assert anchor_type(aws_settings(), 2e9)[0] == "m6i.large"
+    assert anchor_type(aws_settings(), 243e9)[0] == "r6i.8xlarge"
+    assert anchor_type(aws_settings(anchor_type="r6i.large"), 243e9)[0] == "r6i.large"
+    with pytest.raises(ValueError, match="anchor_type"):
+        anchor_type(aws_settings(anchor_type="x1.nothing"), 1.0)
+    with pytest.raises(ValueError, match="anchors"):
+        anchor_type(aws_settings(), 1e15)

@@ -1,0 +1,77 @@
+"""A rented anchor as data: what it is, what it costs, and how it is reached."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cloud.private_file import write_private
+from cloud.types import SshTarget
+
+_FILE = "anchor.json"
+
+
+@dataclass(frozen=True)
+class BootFiles:
+    """The files in which a machine's bootstrap says how it went, as a shell on it names them."""
+
+    ready: str
+    failed: str
+    log: str
+
+
+@dataclass(frozen=True)
+class AnchorRecord:
+    """One anchor. `launched_s` is in Unix seconds; `lease` is the file that keeps it alive while touched.
+
+    `sources` is the folder below its home that has our packages; empty until they are there.
+    """
+
+    id: str
+    kind: str
+    zone: str
+    usd_per_hour: float
+    launched_s: float
+    target: SshTarget
+    python: str
+    boot: BootFiles
+    lease: str
+    sources: str = ""
+
+    def write(self, folder: Path) -> None:
+        """Keep it in a job's folder of the anchor, for the owner's eyes: it holds a key."""
+        write_private(folder / _FILE, json.dumps(asdict(self)))
+
+    @classmethod
+    def read(cls, folder: Path) -> AnchorRecord | None:
+        """As it was written; None: nothing was rented, or nobody knows its address."""
+        path = folder / _FILE
+        if not path.exists():
+            return None
+        values: dict[str, Any] = json.loads(path.read_text())
+        values["target"], values["boot"] = SshTarget(**values["target"]), BootFiles(**values["boot"])
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class AnchorPlan:
+    """An anchor that can be rented.
+
+    `rent` rents it (blocking; what it asks for is on the disk first), `files` are what it is given, by their
+    path below its PARCAE_HOME, and `fleet` the settings with which it rents nodes. `linger_s` is how long it
+    waits for its results to be fetched, `boot_s` how long its boot may take.
+    """
+
+    kind: str
+    zone: str
+    usd_per_hour: float
+    memory_bytes: float
+    needed_bytes: float
+    linger_s: float
+    boot_s: float
+    rent: Callable[[], AnchorRecord]
+    files: Mapping[str, str]
+    fleet: Mapping[str, Any]
