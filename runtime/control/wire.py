@@ -23,6 +23,10 @@ _SIZE = struct.Struct("!Q")
 _VERSION = struct.Struct("!QQ")
 _OPTIMISER = struct.Struct("!5d")
 _CHUNK_BYTES = 1 << 22
+# A peer that vanishes without a word is noticed after this long: a second more than the agents' heartbeat, so
+# that one which is stopped for less, or rests with a full buffer, is not taken for dead.
+SILENCE_S = 4
+_PROBE_S = 1
 
 
 class TransferError(ConnectionError):
@@ -51,8 +55,27 @@ class AdamW(NamedTuple):
 
 def connect(host: str, port: int, timeout_s: float) -> socket.socket:
     """A connection ready for requests."""
-    sock = socket.create_connection((host, port), timeout=timeout_s)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return _watched(socket.create_connection((host, port), timeout=timeout_s))
+
+
+def accept(listener: socket.socket) -> socket.socket:
+    """The next connection that somebody makes, ready for requests."""
+    return _watched(listener.accept()[0])
+
+
+def _watched(sock: socket.socket) -> socket.socket:
+    """With an end to every silence: no answer to probes, or to what was sent, for SILENCE_S breaks it."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = {
+        "TCP_NODELAY": 1,
+        "TCP_KEEPIDLE": _PROBE_S,
+        "TCP_KEEPINTVL": _PROBE_S,
+        "TCP_KEEPCNT": SILENCE_S // _PROBE_S - 1,
+        "TCP_USER_TIMEOUT": SILENCE_S * 1000,
+    }
+    for name, value in options.items():
+        if hasattr(socket, name):  # not every platform has all
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return sock
 
 

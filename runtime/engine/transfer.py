@@ -90,13 +90,11 @@ class StateServer:
 
     def _accept(self) -> None:
         while True:
-            sock, _ = self._listener.accept()
+            sock = wire.accept(self._listener)
             threading.Thread(target=self._serve, args=(sock,), name="state-send", daemon=True).start()
 
     def _serve(self, sock: socket.socket) -> None:
         with contextlib.suppress(OSError), sock:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             follower, scratch = next(self._followers), bytearray()
             try:
                 while (request := wire.receive_request(sock, self.token)) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +46,23 @@ def test_a_step_counts_once_every_layer_of_it_is_here(backup: Backup) -> None:
     assert backup.latest() == 10
     put(backup, 20, 0)
     assert backup.latest() == 10
+
+
+def test_a_peer_that_vanishes_is_noticed(backup: Backup) -> None:
+    """Both ends of a connection ask after a silent peer, and give up one that does not acknowledge."""
+    with (
+        wire.connect(backup.host, backup.port, 5) as ours,
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()),
+        wire.accept(listener) as theirs,
+    ):
+        for sock in (ours, theirs):
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            idle, between, probes, unacknowledged_ms = (
+                sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
+                for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+            )
+            assert idle + between * probes == wire.SILENCE_S == unacknowledged_ms / 1000
 
 
 def test_what_was_put_comes_back(backup: Backup) -> None:

@@ -69,7 +69,7 @@ class Backup:
     def _accept(self) -> None:
         while True:
             try:
-                sock, _ = self._listener.accept()
+                sock = wire.accept(self._listener)
             except OSError:
                 return
             threading.Thread(target=self._serve, args=(sock,), name="backup-connection", daemon=True).start()
@@ -81,7 +81,6 @@ class Backup:
         answer = {wire.PUT: self._take_state, wire.GRADIENT: self._take_gradient, wire.GET: self._send}
         try:
             with sock:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 while (request := wire.receive_request(sock, self._token)) is not None:
                     answer[request.operation](sock, request)
         except OSError:
