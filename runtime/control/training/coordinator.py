@@ -68,7 +68,7 @@ class Coordinator:
         self._recovery = Recovery(self._course, self._roster, recorder, self._send)
         layers = len(training.model.layers)
         self._ending = Ending(self._course, layers, backup, recorder, keeper, self._send)
-        self._gate = StartGate()
+        self._gate, self._turns = StartGate(), phases.Turns()
         self._pace = Pace(config.profile if training.learns else None)
         self._orders = BackupOrders(training.backup, training.backup_every, at_once=resumption is not None)
         self._resumption = resumption
@@ -100,6 +100,7 @@ class Coordinator:
             lead_s = self._pace.notice_lead_s(self._planned_lead_s)
             wake_s = min(next_tick_s, self._course.deadline_s, self._roster.next_due_s(lead_s))
             for event in await next_batch(self._fleet.events, wake_s - self._now_s()):
+                self._make_up()
                 self._handle(event)
             if self._now_s() >= next_tick_s:
                 next_tick_s = max(next_tick_s + self._training.interval_s, self._now_s())
@@ -300,7 +301,14 @@ class Coordinator:
     def _newest_state(self) -> tuple[int, str]:
         return self._backup.freeze() or 0, "every holder of a stage died"
 
+    def _make_up(self) -> None:
+        """Whoever was not heard because this process did not run is not late."""
+        if gap_s := self._turns.gap_s(self._now_s()):
+            self._course.postpone(gap_s)
+            self._recorder.event("trouble", f"the launcher was not running for {gap_s:.1f} s")
+
     def _check_deadline(self) -> None:
+        self._make_up()
         now_s, course, pending = self._now_s(), self._course, self._course.pending
         if pending is not None and pending.late(now_s):
             self._recorder.event("failed", "the next generation could not be built in time")

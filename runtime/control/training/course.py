@@ -36,6 +36,12 @@ class Course:
         """The step that is to be committed next; as many have been."""
         return self.ledger.committed_steps
 
+    def postpone(self, gap_s: float) -> None:
+        """For so long nobody could have been heard: what is awaited may come later by as much."""
+        self.deadline_s += gap_s
+        if self.pending is not None:
+            self.pending.since_s += gap_s
+
     def wait(self) -> None:
         """No generation is at work, and none is being built."""
         self.phase, self.running, self.pending, self.deadline_s = Phase.WAITING, None, None, NEVER_S

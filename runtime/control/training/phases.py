@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -46,6 +47,23 @@ class StopRequest:
 
     state: JobState
     why: str
+
+
+# Between two turns of the loop lie a wait and some milliseconds of work. If it took so much longer, this
+# process was not running: it was stopped, or its machine slept.
+_ASLEEP_S = 1.0
+
+
+class Turns:
+    """Tells when this process was not running, so that nobody is blamed for not having been heard."""
+
+    def __init__(self) -> None:
+        self._last_s = math.inf
+
+    def gap_s(self, now_s: float) -> float:
+        """How long it slept since this was last asked, the wait included; 0 if it did not."""
+        passed_s, self._last_s = now_s - self._last_s, now_s
+        return passed_s if passed_s > _LONGEST_WAIT_S + _ASLEEP_S else 0.0
 
 
 # At the start, nodes that are still booting are waited for this long.
