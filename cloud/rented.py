@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,7 +39,8 @@ class RentedProvider(ABC):
     """A SpotProvider around the blocking calls of one cloud's API, which run in threads.
 
     `smallest` is how many instances the first request must bring at least: the smallest useful pipeline.
-    `in_flight_s` is how long the end waits for a request that is under way.
+    `in_flight_s` is how long the end waits for a request that is under way. `clock` is Unix time, for what is
+    written down; patience is measured by a clock that nobody sets back.
     """
 
     name: str
@@ -53,10 +56,10 @@ class RentedProvider(ABC):
     ) -> None:
         self._common, self._patience = settings, times
         self._pools = Pools(pools, times.cool_down_s)
-        self._smallest, self._clock = smallest, clock
+        self._smallest, self._clock, self._steady = smallest, clock, time.monotonic
         self._lock = threading.Lock()
         self._seen: dict[str, Seen] = {}  # by name
-        self._looked_s = 0.0
+        self._looked_s = -math.inf
         self._replies: dict[str, LaunchReply] = {}
         self._in_flight: set[asyncio.Task[Any]] = set()
         self._closing = False
@@ -114,13 +117,13 @@ class RentedProvider(ABC):
 
     async def wait_for_capacity(self, timeout_s: float) -> None:
         """Until a pool's time of rest is over."""
-        pause_s = self._pools.next_open_s(self._clock())
+        pause_s = self._pools.next_open_s(self._steady())
         await asyncio.sleep(min(timeout_s, pause_s if pause_s > 0 else self._patience.describe_s))
 
     async def describe(self) -> Sequence[Instance]:
         """What the API says, at most a second old."""
-        if self._clock() - self._looked_s >= _FRESH_S:
-            self._looked_s = self._clock()
+        if self._steady() - self._looked_s >= _FRESH_S:
+            self._looked_s = self._steady()
             await asyncio.to_thread(self._look)
         return [one.instance for one in self._seen.values()]
 
@@ -147,7 +150,7 @@ class RentedProvider(ABC):
     async def terminate(self, names: Sequence[str]) -> None:
         """Ask for the end of these."""
         await asyncio.to_thread(self._terminate, list(names))
-        self._looked_s = 0.0
+        self._looked_s = -math.inf
 
     async def close(self) -> None:
         """Terminate everything of this launch, requests in flight included, and wait for the API's word.
@@ -165,4 +168,4 @@ class RentedProvider(ABC):
                     f"{self.name} close: a launch is still under way; run `parcae down` in a minute"
                 )
         await asyncio.to_thread(self._end)
-        self._looked_s = self._clock() + 1e9  # nothing is left to look at
+        self._looked_s = math.inf  # nothing is left to look at

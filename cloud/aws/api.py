@@ -85,12 +85,14 @@ class Api:
     def call(self, operation: str, request: Mapping[str, Any], service: str = "ec2") -> dict[str, Any]:
         """One call; throttling and outages of AWS are waited out. `operation` is boto3's method name.
 
-        A lost connection is repeated too: every call of ours is harmless to repeat or carries a token.
+        A lost connection or a broken answer is repeated too: every call of ours is harmless to repeat or
+        carries a token.
 
         Raises:
             ApiError: it was refused.
         """
         import botocore.exceptions
+        import botocore.parsers
 
         for attempt in range(ATTEMPTS):
             last = attempt + 1 == ATTEMPTS
@@ -108,7 +110,10 @@ class Api:
                 raise ApiError(
                     CredentialsError(f"aws {operation}: {error}"), "NoCredentials", Verdict.CREDENTIALS
                 ) from error
-            except botocore.exceptions.HTTPClientError as error:
+            except (
+                botocore.exceptions.HTTPClientError,
+                botocore.parsers.ResponseParserError,  # a proxy's page, say
+            ) as error:
                 if last:
                     raise ApiError(
                         CloudError(f"aws {operation}: {error}"), "ConnectionError", Verdict.WAIT

@@ -106,7 +106,7 @@ class AwsProvider(RentedProvider):
         problem: CloudError | None = None
         held = sum(not one.ended for one in list(self._seen.values()))
         for number in range(_ROUNDS):
-            plans = [self._plans[pool] for pool in self._pools.open(self._clock())]
+            plans = [self._plans[pool] for pool in self._pools.open(self._steady())]
             missing = count - len(got)
             if not plans or not missing or self._closing:
                 break
@@ -131,7 +131,7 @@ class AwsProvider(RentedProvider):
                 break
         if problem is not None and not got:
             raise problem
-        shortage = "" if got else self._pools.shortage(self._clock())
+        shortage = "" if got else self._pools.shortage(self._steady())
         return LaunchReply(tuple(got), count - len(got), str(problem or shortage), shortage)
 
     def _intent(self, token: str, number: int) -> Path:
@@ -158,7 +158,7 @@ class AwsProvider(RentedProvider):
 
     def _learn(self, reply: Mapping[str, Any], plans: Sequence[PoolPlan], some: bool) -> CloudError | None:
         """Close the pools that had nothing; the error that no other pool can help against, if any."""
-        now_s = self._clock()
+        now_s = self._steady()
         rows = reply.get("Errors", [])
         if not rows and not some:
             self._close_pools(plans, "CreateFleet brought nothing and gave no reason")
@@ -179,7 +179,7 @@ class AwsProvider(RentedProvider):
 
     def _close_pools(self, plans: Sequence[PoolPlan], why: str) -> None:
         for plan in plans:
-            self._pools.failed(plan.pool.instance_type, plan.pool.zone, why, self._clock())
+            self._pools.failed(plan.pool.instance_type, plan.pool.zone, why, self._steady())
 
     # --- looking
 
@@ -235,7 +235,7 @@ class AwsProvider(RentedProvider):
             one = replace(one, instance=replace(one.instance, launched_s=known.instance.launched_s))
         if one.taken and one.ended:
             self._pools.failed(
-                one.instance.pool.instance_type, one.instance.pool.zone, "interrupted", self._clock()
+                one.instance.pool.instance_type, one.instance.pool.zone, "interrupted", self._steady()
             )
         self._seen[one.instance.id] = one
 

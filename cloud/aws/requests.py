@@ -102,7 +102,6 @@ def launch_template_request(
         data["SecurityGroupIds"] = [group]
     return {
         "LaunchTemplateName": launch_template_name(owner),
-        "ClientToken": owner.launch,
         "LaunchTemplateData": data,
         "TagSpecifications": [{"ResourceType": "launch-template", "Tags": owner.tags()}],
     }

@@ -15,7 +15,7 @@ from cloud.aws.shared import LaunchRecord, has_ended, mark_ended, remove_launch
 from cloud.provider import CloudError, MaybeStillRunningError
 
 _LIVE = ("pending", "running", "shutting-down", "stopping", "stopped")
-_POLL_S = 2.0
+_FIRST_POLL_S, _POLL_S = 0.1, 2.0
 # An instance shows up in DescribeInstances some seconds after its launch; EC2 has no word on how many.
 UNKNOWN_FOR_S = 30.0
 REPLAY_FOR_S = 900.0
@@ -41,6 +41,7 @@ def terminate_until_gone(
     names = set(known)
     asked: set[str] = set()
     began_s = time.monotonic()
+    pause_s = _FIRST_POLL_S
     try:
         while True:
             rows = {row["InstanceId"]: row for row in launch_rows(api, owner)}
@@ -59,7 +60,8 @@ def terminate_until_gone(
                     f"aws: after {timeout_s:.0f} s the API does not call these terminated: "
                     f"{', '.join(sorted(live | unseen))}; run `parcae down` again, or look at the EC2 console"
                 )
-            time.sleep(min(_POLL_S, timeout_s / 50))
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _POLL_S)
     except MaybeStillRunningError:
         raise
     except CloudError as error:

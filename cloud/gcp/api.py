@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import random
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cloud.gcp.errors import ApiError
+from cloud.gcp.errors import ApiError, Verdict
 from cloud.provider import CloudError, CredentialsError
 
 # The variable by which gcloud itself is told of another endpoint.
 ENDPOINT = "CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE"
 _CALL_TIMEOUT_S = 60.0
+ATTEMPTS = 5
+_FIRST_PAUSE_S = 0.5
+_LOG = logging.getLogger(__name__)
 
 
 class Api:
-    """One project. Every call may block and is to be made off the event loop.
+    """One project. Every call may block and is to be made off the event loop. `pause` is for tests.
 
-    Reading calls are repeated by the library when the service has a hiccup; calls that make something are
-    not: they go out once, under a request id, and it is for the caller to repeat them.
+    Rate limits and hiccups of the service are waited out by ourselves, ever more slowly. That is harmless for
+    calls that make something too: they carry a request id, and ending what has ended is no error.
     """
 
-    def __init__(self, project: str = "") -> None:
+    def __init__(self, project: str = "", pause: Callable[[float], None] = time.sleep) -> None:
         """Raises:
         CloudError: the library is missing, or there is no project.
         CredentialsError: there are no credentials.
@@ -54,7 +59,7 @@ class Api:
             found = found or default or ""
         if endpoint:
             options["client_options"] = ClientOptions(api_endpoint=endpoint.rstrip("/"))
-        self._options = options
+        self._options, self._pause = options, pause
         self.project = project or found
         if not self.project:
             raise CloudError("gcp: no project. Set `project` in the fleet's file, or GOOGLE_CLOUD_PROJECT")
@@ -82,7 +87,7 @@ class Api:
         return found
 
     def change(self, client: str, method: str, request: Mapping[str, Any]) -> Any:
-        """A call that makes or ends something: sent once. The operation, which may still be running.
+        """A call that makes or ends something. The operation, which may still be running.
 
         Raises:
             ApiError: it was refused, or nobody knows what became of it (verdict `wait`).
@@ -122,6 +127,18 @@ class Api:
         return bound
 
     def _call(self, call: str, send: Callable[[], Any]) -> Any:
+        for attempt in range(ATTEMPTS - 1):
+            try:
+                return self._once(call, send)
+            except ApiError as error:
+                if error.verdict is not Verdict.WAIT:
+                    raise
+                pause_s = _FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1.5)
+                _LOG.info("%s; again in %.1f s", error, pause_s)
+            self._pause(pause_s)
+        return self._once(call, send)
+
+    def _once(self, call: str, send: Callable[[], Any]) -> Any:
         from google.api_core.exceptions import GoogleAPICallError, RetryError
         from google.auth.exceptions import GoogleAuthError
 

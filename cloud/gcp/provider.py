@@ -15,8 +15,14 @@ from cloud.gcp.launch_record import LaunchRecord
 from cloud.gcp.market import on_demand_usd_per_hour
 from cloud.gcp.requests import SSH_PORT_ITEM, TOKEN_LABEL, bulk_insert_request, items_of, last_part
 from cloud.gcp.settings import GcpSettings
-from cloud.gcp.sweep import delete, delete_until_gone, instances_of, settle
-from cloud.provider import MaybeStillRunningError
+from cloud.gcp.sweep import (
+    delete,
+    delete_until_gone,
+    in_doubt,
+    instances_of,
+    seen_instances,
+    settle,
+)
 from cloud.rented import RentedProvider, Seen
 from cloud.types import Instance, InstanceState, LaunchReply, Pool
 
@@ -80,7 +86,7 @@ class GcpProvider(RentedProvider):
     def _launch(self, count: int, token: str) -> LaunchReply:
         got: list[Instance] = []
         held = any(not one.ended for one in list(self._seen.values()))
-        zones = by_zone(self._pools.open(self._clock()))
+        zones = by_zone(self._pools.open(self._steady()))
         for number, (zone, pools) in enumerate(zones.items()):
             missing = count - len(got)
             if not missing or self._closing:
@@ -94,11 +100,11 @@ class GcpProvider(RentedProvider):
                         break  # what came is reported; the same trouble comes again with the next request
                     raise error.sorted from error
                 for pool in pools:
-                    self._pools.failed(pool.instance_type, zone, str(error), self._clock())
+                    self._pools.failed(pool.instance_type, zone, str(error), self._steady())
                 continue
             self._remember(pools, {one.pool.instance_type for one in new}, zone)
             got += new
-        shortage = "" if got else self._pools.shortage(self._clock())
+        shortage = "" if got else self._pools.shortage(self._steady())
         return LaunchReply(tuple(got), count - len(got), shortage, shortage)
 
     def _remember(self, asked: Sequence[Pool], gave: set[str], zone: str) -> None:
@@ -109,7 +115,7 @@ class GcpProvider(RentedProvider):
                 self._pools.gave(pool.instance_type, zone)
             else:
                 self._pools.failed(
-                    pool.instance_type, zone, f"{pool.instance_type} was passed over", self._clock()
+                    pool.instance_type, zone, f"{pool.instance_type} was passed over", self._steady()
                 )
 
     def _bulk_insert(
@@ -146,7 +152,7 @@ class GcpProvider(RentedProvider):
         with self._lock:
             new = [row for row in rows if row.name not in self._seen]
             for row in new:
-                self._note(row, token)
+                self._note(row, token, self._clock())
         record.done(request)
         return [self._seen[row.name].instance for row in new]
 
@@ -157,7 +163,7 @@ class GcpProvider(RentedProvider):
         with self._lock:
             known = [name for name, one in self._seen.items() if not one.ended]
         try:
-            rows = instances_of(self._api, self._record.owner)
+            rows, dark = seen_instances(self._api, self._record.owner, self._record.region)
         except ApiError as error:
             raise error.sorted from error
         shown = {row.name for row in rows}
@@ -165,9 +171,10 @@ class GcpProvider(RentedProvider):
             for row in rows:
                 self._note(row, row.labels.get(TOKEN_LABEL, ""))
             for name in set(known) - shown:
-                self._move(name, _ENDED)
+                if self._seen[name].instance.pool.zone not in dark:
+                    self._move(name, _ENDED)
 
-    def _note(self, row: Any, token: str) -> None:
+    def _note(self, row: Any, token: str, born_s: float | None = None) -> None:
         state = _STATES.get(row.status, InstanceState.BOOTING)
         if (known := self._seen.get(row.name)) is None:
             zone, machine = last_part(row.zone), last_part(row.machine_type)
@@ -178,7 +185,8 @@ class GcpProvider(RentedProvider):
                 token=token,
                 pool=self._pools.of(machine, zone) or self._unlisted(machine, zone),
                 state=state,
-                launched_s=datetime.fromisoformat(row.creation_timestamp).timestamp(),
+                # Hours are counted by our own clock; how old a stranger is, only the API can tell.
+                launched_s=born_s or datetime.fromisoformat(row.creation_timestamp).timestamp(),
             )
         else:
             instance = known.instance
@@ -222,9 +230,11 @@ class GcpProvider(RentedProvider):
         times = self._settings.times
         try:
             settle(self._api, self._record, times.operation_s)
-            delete_until_gone(self._api, self._record.owner, times.close_s)
+            delete_until_gone(self._api, self._record.owner, times.close_s, self._record.region)
         except ApiError as error:
-            raise MaybeStillRunningError(f"{error}; run `parcae down` again") from error
+            with self._lock:
+                held = sorted(name for name, one in self._seen.items() if not one.ended)
+            raise in_doubt(error, held) from error
         with self._lock:
             for name in self._seen:
                 self._move(name, _ENDED)

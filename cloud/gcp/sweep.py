@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from cloud.gcp.api import Api
@@ -11,7 +12,7 @@ from cloud.gcp.launch_record import LaunchRecord
 from cloud.gcp.requests import LAUNCH_LABEL, Owner, delete_request, last_part
 from cloud.provider import MaybeStillRunningError
 
-_AGAIN_S = 0.5
+_FIRST_POLL_S, _POLL_S = 0.05, 2.0
 
 
 def instances_of(api: Api, owner: Owner | None) -> list[Any]:
@@ -20,9 +21,32 @@ def instances_of(api: Api, owner: Owner | None) -> list[Any]:
     Raises:
         ApiError: it was refused.
     """
+    rows, dark = seen_instances(api, owner)
+    if dark:
+        raise ApiError("InstancesClient.aggregated_list", "backendError", f"cannot see {_list(dark)}", 503)
+    return rows
+
+
+def seen_instances(api: Api, owner: Owner | None, region: str = "") -> tuple[list[Any], set[str]]:
+    """The same as far as it can be seen, and the zones (of the region) that the API could not reach.
+
+    Raises:
+        ApiError: it was refused.
+    """
     request = {"project": api.project, "filter": owner.filter if owner else f"labels.{LAUNCH_LABEL}:*"}
     scopes = api.rows("InstancesClient", "aggregated_list", request)
-    return [row for _, scoped in scopes for row in scoped.instances]
+    dark = {last_part(scope) for scope, scoped in scopes if scoped.warning.code == "UNREACHABLE"}
+    rows = [row for _, scoped in scopes for row in scoped.instances]
+    return rows, {zone for zone in dark if zone.startswith(region)}
+
+
+def in_doubt(error: Exception, names: Iterable[str] = ()) -> MaybeStillRunningError:
+    """The API does not answer as it should: who may still be running, and what ends it in any case."""
+    left = ", ".join(sorted(names)) or "instances of this job"
+    return MaybeStillRunningError(
+        f"gcp: cannot see to the end of {left}: {error}. Machines end by themselves after their "
+        "longest time (`longest_run_s`); run `parcae down` again when this is mended"
+    )
 
 
 def settle(api: Api, record: LaunchRecord, timeout_s: float) -> None:
@@ -44,20 +68,21 @@ def settle(api: Api, record: LaunchRecord, timeout_s: float) -> None:
         record.done(request)
 
 
-def delete_until_gone(api: Api, owner: Owner, timeout_s: float) -> list[str]:
+def delete_until_gone(api: Api, owner: Owner, timeout_s: float, region: str = "") -> list[str]:
     """Delete every instance of the launch until the API shows none; the names of those that there were.
 
     Raises:
-        MaybeStillRunningError: it still shows some.
+        MaybeStillRunningError: it still shows some, or cannot see a zone of the region.
         ApiError: it was refused.
     """
     deadline_s = time.monotonic() + timeout_s
     asked: set[str] = set()
     names: set[str] = set()
+    pause_s = _FIRST_POLL_S
     while True:
-        rows = instances_of(api, owner)
+        rows, dark = seen_instances(api, owner, region)
         names.update(row.name for row in rows)
-        if not rows:
+        if not rows and not dark:
             return sorted(names)
         for row in rows:
             if row.name in asked or row.status == "STOPPING":
@@ -65,12 +90,13 @@ def delete_until_gone(api: Api, owner: Owner, timeout_s: float) -> list[str]:
             if delete(api, row.name, last_part(row.zone)):
                 asked.add(row.name)
         if time.monotonic() > deadline_s:
-            left = ", ".join(sorted(row.name for row in rows))
+            left = f"still shows {_list(row.name for row in rows)}" if rows else f"cannot see {_list(dark)}"
             raise MaybeStillRunningError(
-                f"gcp: the API still shows {left}; look at https://console.cloud.google.com/compute, "
+                f"gcp: the API {left}; look at https://console.cloud.google.com/compute, "
                 "then run `parcae down` again"
             )
-        time.sleep(_AGAIN_S)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, _POLL_S)
 
 
 def delete(api: Api, name: str, zone: str) -> bool:
@@ -87,3 +113,7 @@ def delete(api: Api, name: str, zone: str) -> bool:
         if error.verdict is not Verdict.NOT_FOUND:
             raise
     return True
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))

@@ -31,6 +31,7 @@ def course_of(changes: Sequence[tuple[float, int, int]], end_s: float) -> Course
             merged.append((first_s, losses + more_losses, gains + more_gains))
         else:
             merged.append((time_s, losses, gains))
+    merged = merged or [(0.0, 0, 0)]  # nothing ever comes
     times_s = tuple(time_s for time_s, _, _ in merged)
     steps, counts, now = [], [], 0
     for (time_s, losses, gains), until_s in zip(merged, (*times_s[1:], end_s), strict=True):

@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from parcae_cli.replay_inputs import replay_setup
+from runtime.planning.foresight import course_of
 from runtime.planning.trace import ADD, Trace, TraceEvent, synthetic_trace
 from runtime.simulate.bound import expected_bound
 from runtime.simulate.replay import CONTROLLED, replay
@@ -71,3 +72,10 @@ def test_notices_tell_who_goes_and_then_there_is_no_bound() -> None:
     """None, and none is shown."""
     setup = _setup(synthetic_trace("s", 5, 0.5, 32, 24, 20.0), notice_s=30.0)
     assert expected_bound(setup) is None and replay(setup, ("offline-optimum",)).bound is None
+
+
+def test_a_course_on_which_nothing_ever_comes_has_one_step() -> None:
+    """What comes and goes at one instant is no change; the time until the end is there all the same."""
+    course = course_of((), 100.0)
+    assert (course.times_s, course.counts) == ((0.0,), (0,))
+    assert [step.span_s for step in course.steps] == [100.0]

@@ -16,8 +16,7 @@ from cloud.gcp.market import Prospect, preemptions, prospects
 from cloud.gcp.provider import GcpProvider, by_zone
 from cloud.gcp.requests import JOB_LABEL, LAUNCH_LABEL, Owner, bulk_insert_request, last_part
 from cloud.gcp.settings import GcpSettings
-from cloud.gcp.sweep import delete_until_gone, instances_of, settle
-from cloud.provider import MaybeStillRunningError
+from cloud.gcp.sweep import delete_until_gone, in_doubt, instances_of, settle
 from runtime.control.job.job import LaunchRequest
 from runtime.control.job.journal import Journal
 from runtime.control.providers import ProviderSetup
@@ -120,9 +119,9 @@ def sweep(folder: Path) -> list[str]:
     try:
         api = Api(record.project)
         settle(api, record, SWEEP_WITHIN_S)
-        return delete_until_gone(api, record.owner, SWEEP_WITHIN_S)
+        return delete_until_gone(api, record.owner, SWEEP_WITHIN_S, record.region)
     except ApiError as error:
-        raise MaybeStillRunningError(f"{error}; run `parcae down` again") from error
+        raise in_doubt(error) from error
 
 
 def foreign_instances(folders: Sequence[Path]) -> list[dict[str, str]]:

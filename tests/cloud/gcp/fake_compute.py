@@ -35,7 +35,7 @@ Answer = tuple[int, dict[str, Any]]
 
 @dataclass
 class Fault:
-    """The next `times` calls of `method` fail: as an HTTP error, or with `inside` within their operation.
+    """The next `times` calls of `method` (`*`: any) fail: as an HTTP error, or `inside` their operation.
 
     With `after` the call is carried out first and its answer lost.
     """
@@ -59,9 +59,12 @@ class FakeCompute:
     calls: list[str] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     operation_s: float = 0.05
+    stopping_s: float = 0.0  # so long a deleted instance is shown, and billed
+    out_of_reach: set[str] = field(default_factory=set)  # zones of which lists say that they cannot be read
     # Called with an instance when it has been made, and when it is gone; may add to what the API shows of it.
     on_launch: Callable[[dict[str, Any]], None] = lambda instance: None
     on_end: Callable[[dict[str, Any]], None] = lambda instance: None
+    hold: Callable[[str], None] = lambda method: None  # called before a method is carried out
 
     def __post_init__(self) -> None:
         self.discovery = Discovery()
@@ -110,7 +113,8 @@ class FakeCompute:
     def _carry_out(
         self, method: str, path: Mapping[str, str], query: Mapping[str, str], body: dict[str, Any]
     ) -> Answer:
-        fault = next((one for one in self.faults if one.method == method and one.times > 0), None)
+        self.hold(method)
+        fault = next((one for one in self.faults if one.method in (method, "*") and one.times > 0), None)
         if fault is not None:
             fault.times -= 1
         if fault is not None and not fault.inside and not fault.after:
@@ -207,15 +211,25 @@ class FakeCompute:
                 for zone in ZONES
                 if (here := [one for one in chosen if _last(one["zone"]) == zone])
             }
+            for zone in self.out_of_reach:
+                said = {"code": "UNREACHABLE", "message": f"The zone '{zone}' could not be reached."}
+                items[f"zones/{zone}"] = {"warning": said}
         return 200, {"kind": "compute#instanceAggregatedList", "items": items}
 
     def _instances_delete(
         self, asked: Mapping[str, str], body: dict[str, Any], fault: Fault | None
     ) -> Answer:
         with self.lock:
-            instance = self.instances.pop(asked["instance"], None)
+            instance = self.instances.get(asked["instance"])
             if instance is None:
                 return _error(404, "notFound", f"The resource '{asked['instance']}' was not found")
+            if self.stopping_s:
+                instance["status"] = "STOPPING"
+                timer = threading.Timer(self.stopping_s, self.instances.pop, [asked["instance"], None])
+                timer.daemon = True
+                timer.start()
+            else:
+                del self.instances[asked["instance"]]
             answer = self._operation("delete", zone=asked["zone"], target=asked["instance"])
         self.on_end(instance)
         return 200, answer

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cloud.gcp.api import Api
+from cloud.gcp.api import ATTEMPTS, Api
 from cloud.gcp.launch_record import LaunchRecord
 from cloud.gcp.market import preemptions, prospects
 from cloud.gcp.provider import GcpProvider
@@ -43,8 +43,8 @@ def settings(**changes: Any) -> GcpSettings:
 
 
 def provider_at(folder: Path, smallest: int = 1, **changes: Any) -> GcpProvider:
-    """A provider with a launch record in the folder."""
-    api, chosen = Api(), settings(**changes)
+    """A provider with a launch record in the folder, whose calls never sleep."""
+    api, chosen = Api(pause=lambda pause_s: None), settings(**changes)
     pools = [prospect.pool for prospect in prospects(api, chosen, 4)]
     record = LaunchRecord.at(folder, "My.Job", api.project, REGION)
     return GcpProvider(api, chosen, record, pools, smallest)
@@ -162,11 +162,11 @@ def test_errors_say_what_to_do(
 def test_an_insert_whose_answer_was_lost_leaks_nothing(
     compute: FakeCompute, tmp_path: Path, after: bool
 ) -> None:
-    """The end sends it again under its own id: carried out or not, nothing lives afterwards."""
+    """Nor was any answer to its repetitions heard. The end sends it once more: nothing lives afterwards."""
 
     async def body() -> None:
         provider = provider_at(tmp_path)
-        compute.faults.append(Fault(INSERT, "backendError", 503, after=after))
+        compute.faults.append(Fault(INSERT, "backendError", 503, times=ATTEMPTS, after=after))
         with pytest.raises(CloudError, match="backendError"):
             await provider.request(2, TOKEN)
         assert len(compute.live()) == (2 if after else 0)
@@ -208,6 +208,28 @@ def test_who_does_not_go_away_is_named(compute: FakeCompute, tmp_path: Path) -> 
         compute.faults.append(Fault("instances.delete", "backendError", 503, times=99))
         with pytest.raises(MaybeStillRunningError, match=instance.name):
             await provider.close()
+
+    asyncio.run(body())
+
+
+def test_a_zone_that_the_api_cannot_reach_is_not_an_empty_one(compute: FakeCompute, tmp_path: Path) -> None:
+    """Its instances are as they were before, and the end of the launch stays in doubt until it is seen."""
+
+    async def body() -> None:
+        provider = provider_at(tmp_path)
+        (instance,) = (await provider.request(1, TOKEN)).instances
+        hidden = compute.instances.pop(instance.name)
+        compute.out_of_reach = {ZONES[0], "europe-west4-a"}
+        provider._looked_s = 0.0
+        assert [one.state for one in await provider.describe()] == [InstanceState.RUNNING]
+        provider._settings = settings(times={"close_s": 0.1, "operation_s": 5})
+        with pytest.raises(MaybeStillRunningError, match=f"cannot see {ZONES[0]};"):
+            await provider.close()
+        with pytest.raises(CloudError, match="cannot see"):
+            foreign_instances([tmp_path])
+        compute.instances[instance.name] = hidden
+        compute.out_of_reach = {"europe-west4-a"}
+        assert sweep(tmp_path) == [instance.name]
 
     asyncio.run(body())
 
