@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from cloud.types import Pool
 
 LONGEST_S = 600.0
+INTERRUPTED = "interrupted"  # the why of a pool that took back what it gave: no launch was refused
 
 
 class Pools:
@@ -21,6 +23,8 @@ class Pools:
         self._closed_until_s: dict[tuple[str, str], float] = {}
         self._failures: dict[tuple[str, str], int] = {}
         self._whys: dict[tuple[str, str], str] = {}
+        self.tried: Counter[tuple[str, str]] = Counter()
+        self.refused: Counter[tuple[str, str]] = Counter()
 
     def open(self, now_s: float) -> list[Pool]:
         """Those that may be asked, in the order they were given."""
@@ -33,9 +37,13 @@ class Pools:
         self._failures[key] = self._failures.get(key, 0) + 1
         self._closed_until_s[key] = now_s + pause_s
         self._whys[key] = why
+        if why != INTERRUPTED:
+            self.tried[key] += 1
+            self.refused[key] += 1
 
     def gave(self, instance_type: str, zone: str) -> None:
         """A pool gave what was asked: its failures are forgotten."""
+        self.tried[instance_type, zone] += 1
         self._failures.pop((instance_type, zone), None)
         self._closed_until_s.pop((instance_type, zone), None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from cloud.types import Instance, LaunchReply, Notice, OwnSshTarget, SshTarget
+from cloud.types import Instance, LaunchReply, Notice, OwnSshTarget, PoolTally, SshTarget
 
 
 class CloudError(Exception):
@@ -88,4 +88,17 @@ class TellsNotices(Protocol):
 
     def notices(self) -> Mapping[str, Notice]:
         """By instance name, as of the last `describe`."""
+        ...
+
+
+@runtime_checkable
+class TellsMarket(Protocol):
+    """A provider that rents from pools, and knows how each of them has treated us."""
+
+    def tallies(self) -> Sequence[PoolTally]:
+        """Of every pool, as far as is known now."""
+        ...
+
+    async def ask_market(self) -> None:
+        """Bring prices and scores up to date, as often as the API allows."""
         ...

@@ -14,9 +14,11 @@ from typing import Any
 from cloud.pools import Pools
 from cloud.provider import CloudError, MaybeStillRunningError
 from cloud.settings import FleetSettings, RentedTimes
-from cloud.types import Instance, InstanceState, LaunchReply, Pool, SshTarget
+from cloud.types import Instance, InstanceState, LaunchReply, Pool, PoolTally, SshTarget
 
 _FRESH_S = 1.0
+_MARKET_EVERY_S = 900.0
+_HELD = (InstanceState.BOOTING, InstanceState.RUNNING, InstanceState.NOTICED)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,10 @@ class RentedProvider(ABC):
         self._replies: dict[str, LaunchReply] = {}
         self._in_flight: set[asyncio.Task[Any]] = set()
         self._closing = False
+        self._given_back: set[str] = set()
+        self._prices: dict[tuple[str, str], float] = {}  # newer than the pools', by instance type and zone
+        self._scores: dict[tuple[str, str], float] = {}
+        self._asked_s = 0.0
 
     # --- what a cloud does
 
@@ -94,7 +100,34 @@ class RentedProvider(ABC):
     def _keys(self) -> tuple[str, str]:
         """Our private SSH key, and the public half of the nodes' host key."""
 
+    def _ask_market(self) -> None:  # noqa: B027 - where the API tells nothing more
+        """Bring `_prices` and `_scores` up to date."""
+
     # --- what is the same everywhere
+
+    def tallies(self) -> Sequence[PoolTally]:
+        """How every pool has treated us; what we gave back ourselves is no loss."""
+        ones = list(self._seen.values())
+        made = []
+        for pool in self._pools.all:
+            key = pool.instance_type, pool.zone
+            mine = [one for one in ones if (one.instance.pool.instance_type, one.instance.pool.zone) == key]
+            lost = sum(one.ended and one.instance.name not in self._given_back for one in mine)
+            held = sum(one.instance.state in _HELD for one in mine)
+            made.append(
+                PoolTally(
+                    "/".join(key), held, lost, len(mine), self._pools.tried[key], self._pools.refused[key],
+                    self._prices.get(key, pool.spot_usd_per_hour), pool.on_demand_usd_per_hour,
+                    self._scores.get(key),
+                )
+            )  # fmt: skip
+        return made
+
+    async def ask_market(self) -> None:
+        """A few times an hour: neither prices nor scores move faster."""
+        if self._clock() - self._asked_s >= _MARKET_EVERY_S:
+            self._asked_s = self._clock()
+            await asyncio.to_thread(self._ask_market)
 
     async def request(self, count: int, token: str) -> LaunchReply:
         """Rent up to `count`. A cancelled request goes on by itself: `close` waits for what it brings."""
@@ -149,6 +182,7 @@ class RentedProvider(ABC):
 
     async def terminate(self, names: Sequence[str]) -> None:
         """Ask for the end of these."""
+        self._given_back.update(names)
         await asyncio.to_thread(self._terminate, list(names))
         self._looked_s = -math.inf
 

@@ -70,6 +70,24 @@ class Pool:
 
 
 @dataclass(frozen=True)
+class PoolTally:
+    """What a pool holds for a job now, and what it has done since the job began.
+
+    `tried` launches asked it, of which `refused` brought nothing; `score` is the cloud's own, None: not told.
+    """
+
+    key: str
+    held: int
+    lost: int
+    came: int
+    tried: int
+    refused: int
+    spot_usd_per_hour: float
+    on_demand_usd_per_hour: float
+    score: float | None = None
+
+
+@dataclass(frozen=True)
 class SshTarget:
     """How to reach an instance over SSH. Keys are OpenSSH text; the host key is pinned."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,7 @@ class JobStatus:
     result: Mapping[str, Any] | None
     curve: Curve
     eval_loss: float | None = None
+    market: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:
@@ -210,6 +211,7 @@ def job_status(
         result=record.result,
         curve=Curve(curve.steps, losses, curve.seconds_per_step),
         eval_loss=snapshot.get("eval_loss"),
+        market=snapshot.get("market") or {},
     )
 
 

@@ -16,7 +16,7 @@ from cloud.types import Pool
 _MIB = 1024 * 1024
 _PRODUCT = "Linux/UNIX"
 # GetSpotPlacementScores calls a set of fewer types unlikely, whatever they are.
-_TYPES_FOR_SCORES = 3
+TYPES_FOR_SCORES = 3
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def placement_scores(
 
     The number of questions a day is limited, so a refusal is no trouble.
     """
-    if len(types) < _TYPES_FOR_SCORES:
+    if len(types) < TYPES_FOR_SCORES:
         return {}
     request = {
         "InstanceTypes": list(types),

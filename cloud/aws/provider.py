@@ -13,6 +13,7 @@ from typing import Any
 from cloud.aws.api import Api, ApiError
 from cloud.aws.errors import Verdict, refused, verdict_of
 from cloud.aws.instances import seen
+from cloud.aws.market import TYPES_FOR_SCORES, placement_scores, spot_prices, subnets_by_zone
 from cloud.aws.requests import PoolPlan, fleet_request
 from cloud.aws.settings import AwsSettings
 from cloud.aws.shared import (
@@ -27,6 +28,7 @@ from cloud.aws.shared import (
     remove_launch,
 )
 from cloud.aws.sweep import recent_requests, terminate_until_gone
+from cloud.pools import INTERRUPTED
 from cloud.private_file import write_private
 from cloud.provider import CloudError
 from cloud.rented import RentedProvider, Seen
@@ -55,13 +57,16 @@ class AwsProvider(RentedProvider):
         home: Path,
         smallest: int = 1,
         clock: Callable[[], float] = time.time,
+        wanted: int = 0,
     ) -> None:
+        """`wanted`: for how many instances placement scores are asked, 0: they are not."""
         super().__init__(settings, settings.times, [plan.pool for plan in plans], smallest, clock)
         self._api, self._settings, self._record = api, settings, record
         self._plans = {plan.pool: plan for plan in plans}
         self._vpc, self._folder, self._home = vpc, folder, home
         self._notices: dict[str, Notice] = {}
         self._template = ""
+        self._wanted = wanted
         self._client_key = ""
 
     async def start(self) -> None:
@@ -183,6 +188,20 @@ class AwsProvider(RentedProvider):
 
     # --- looking
 
+    def _ask_market(self) -> None:
+        """Prices, and the scores of the same question as before the launch: new ones are rationed."""
+        types = self._settings.instance_types
+        try:
+            self._prices.update(spot_prices(self._api, types))
+            if self._wanted and len(types) >= TYPES_FOR_SCORES:
+                _, zone_ids, _ = subnets_by_zone(self._api, self._settings)
+                scores = placement_scores(self._api, types, self._wanted, zone_ids)
+                for pool in self._pools.all:
+                    if pool.zone in scores:
+                        self._scores[pool.instance_type, pool.zone] = float(scores[pool.zone])
+        except ApiError as error:
+            raise error.sorted from error
+
     def _look(self) -> None:
         try:
             rows = self._rows(self._record.owner.filters())
@@ -235,7 +254,7 @@ class AwsProvider(RentedProvider):
             one = replace(one, instance=replace(one.instance, launched_s=known.instance.launched_s))
         if one.taken and one.ended:
             self._pools.failed(
-                one.instance.pool.instance_type, one.instance.pool.zone, "interrupted", self._steady()
+                one.instance.pool.instance_type, one.instance.pool.zone, INTERRUPTED, self._steady()
             )
         self._seen[one.instance.id] = one
 

@@ -12,7 +12,7 @@ from cloud.gcp.api import Api
 from cloud.gcp.bootstrap import startup_script
 from cloud.gcp.errors import ApiError, Verdict
 from cloud.gcp.launch_record import LaunchRecord
-from cloud.gcp.market import on_demand_usd_per_hour
+from cloud.gcp.market import on_demand_usd_per_hour, prospects
 from cloud.gcp.requests import SSH_PORT_ITEM, TOKEN_LABEL, bulk_insert_request, items_of, last_part
 from cloud.gcp.settings import GcpSettings
 from cloud.gcp.sweep import (
@@ -67,9 +67,11 @@ class GcpProvider(RentedProvider):
         pools: Sequence[Pool],
         smallest: int = 1,
         clock: Callable[[], float] = time.time,
+        wanted: int = 1,
     ) -> None:
         super().__init__(settings, settings.times, pools, smallest, clock)
         self._api, self._settings, self._record = api, settings, record
+        self._wanted = wanted
         self._script = startup_script(settings, record.host_key)
 
     async def start(self) -> None:
@@ -157,6 +159,14 @@ class GcpProvider(RentedProvider):
         return [self._seen[row.name].instance for row in new]
 
     # --- looking
+
+    def _ask_market(self) -> None:
+        """What the advice service says of prices, and of how likely so many instances are."""
+        for one in prospects(self._api, self._settings, self._wanted):
+            key = one.pool.instance_type, one.pool.zone
+            self._prices[key] = one.pool.spot_usd_per_hour
+            if one.obtainability is not None:
+                self._scores[key] = one.obtainability
 
     def _look(self) -> None:
         # Only those that were known before the question: an answer says nothing about later ones.

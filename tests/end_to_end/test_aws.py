@@ -87,6 +87,9 @@ def test_a_job_survives_interruptions(ec2: Front, machines: Machines, tmp_path: 
     assert journal.open_intents("storm") == []
     assert journal.instances("storm", live_only=True) == []
     noticed = {event.text.split()[0] for event in journal.events("storm", 1000) if event.kind == "notice"}
+    recorded = journal.capacity("aws", ["g4dn.xlarge/" + zone for zone in ("us-east-1a", "us-east-1b")], 0)
+    assert recorded and all(row.wanted == 3 for row in recorded)
+    assert max(row.tried for row in recorded) >= 1
     seen = held_trace("storm", journal.instances("storm"), noticed, journal.job("storm").created_s + 1e6)
     journal.close()
     again = parse_trace(seen.as_csv(), "storm.csv")

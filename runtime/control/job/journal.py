@@ -20,6 +20,7 @@ from typing import Any
 
 from cloud.processes import start_ticks
 from cloud.types import Instance, InstanceState, Pool
+from runtime.control.job.capacity_table import SCHEMA, CapacityTable
 
 # Writers queue for the one write lock; two hundred at once on a busy two-core machine need well under this.
 BUSY_TIMEOUT_S = 30.0
@@ -143,7 +144,7 @@ def check_job_name(name: str) -> str:
     return name
 
 
-class Journal:
+class Journal(CapacityTable):
     """One open journal. Safe to share between threads; other processes may write the same file meanwhile."""
 
     def __init__(self, home: Path) -> None:
@@ -180,7 +181,7 @@ class Journal:
         # In WAL, NORMAL survives the death of any process; only a power cut may lose the last transactions.
         self._db.execute("PRAGMA synchronous = NORMAL")
         with self._write() as db:
-            for statement in _SCHEMA.split(";"):
+            for statement in (_SCHEMA + SCHEMA).split(";"):
                 db.execute(statement)
 
     @contextmanager

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cloud.provider import CloudError, MaybeStillRunningError, SpotProvider
+from cloud.provider import CloudError, MaybeStillRunningError, SpotProvider, TellsMarket
 from runtime.control.backup.checkpoint import Checkpoint
 from runtime.control.backup.checkpoint_target import target_of
 from runtime.control.backup.keeper import LAST_COPY_TIMEOUT_S, CheckpointKeeper
@@ -19,6 +19,7 @@ from runtime.control.data_set import DataSet
 from runtime.control.fleet.fleet import Fleet
 from runtime.control.fleet.records import Inheritance
 from runtime.control.job.bill import Bill
+from runtime.control.job.capacity import CapacityWatch, in_words, known_rates
 from runtime.control.job.continuation import check_continues
 from runtime.control.job.job import JobResult, LaunchRequest
 from runtime.control.job.job_data import data_of, sent_before
@@ -244,8 +245,15 @@ class _Job:
             gpus=setup.gpus,
         )
         # The controller's clock is the wall's, so intervals shrink with the trace's speed.
-        config = planner_config(request, self._spec, self._wanted, setup.time_scale, setup.prior)
-        for pool in setup.market:
+        prior = setup.prior
+        if isinstance(setup.provider, TellsMarket):
+            pools = [one.key for one in setup.provider.tallies()]
+            prior = known_rates(self._journal, request.cloud, pools, prior)
+        config = planner_config(request, self._spec, self._wanted, setup.time_scale, prior)
+        capacity = CapacityWatch(self._journal, request.name, request.cloud, setup.provider, self._wanted)
+        config = replace(config, forecaster=capacity.bend(config.forecaster))
+        self._recorder.market = lambda: capacity.now
+        for pool in (*setup.market, *([] if prior is None else [in_words(prior)])):
             self._recorder.event("market", pool)
         training = self._training()
         resumption = None
@@ -268,6 +276,7 @@ class _Job:
         try:
             if self._past is None:
                 await fleet.start()
+            capacity.start()
             await asyncio.to_thread(_warm_up, config)
             if not setup.clock_waits:
                 setup.start_clock()
@@ -284,6 +293,7 @@ class _Job:
             self._recorder.event("failed", "the job ended", str(error))
             raise
         finally:
+            await capacity.stop()
             self._recorder.ending()
             try:
                 if digest is not None:

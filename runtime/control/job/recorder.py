@@ -58,6 +58,7 @@ class Recorder:
         self._why = ""
         self._next_refresh_s = 0.0
         self.backup = BackupView(request.backup, self.event)
+        self.market: Callable[[], Mapping[str, Any]] = dict  # what the capacity record says now
         self.migrations: list[MigrationRecord] = []
         if past is not None:
             self._go_on(past)
@@ -309,6 +310,7 @@ class Recorder:
             "availability": list(decision.availability) if decision else [],
             "availability_interval_s": self._request.interval_s,
             "forecast": list(decision.forecast) if decision else [],
+            "market": dict(self.market()),
             "usd": spent_usd,
             "usd_per_hour": self._bill.per_hour(),
             "usd_on_demand": on_demand_usd,

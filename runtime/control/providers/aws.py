@@ -59,7 +59,9 @@ def setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) -> Provider
     choice, offer, vpc = _choose(api, settings, request, spec)
     folder = journal.job_folder(request.name) / "aws"
     record = LaunchRecord.at(folder, request.name, api.region)
-    provider = AwsProvider(api, settings, record, offer.pools, vpc, folder, request.home, choice.smallest)
+    provider = AwsProvider(
+        api, settings, record, offer.pools, vpc, folder, request.home, choice.smallest, wanted=request.nodes
+    )
     environment = {
         "PARCAE_LEASE_FILE": f"$HOME/{bootstrap.LEASE}",
         "AWS_EC2_METADATA_SERVICE_ENDPOINT": "${AWS_EC2_METADATA_SERVICE_ENDPOINT:-http://169.254.169.254}",

@@ -52,7 +52,9 @@ def setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) -> Provider
     before = LaunchRecord.read(folder).gpu if (folder / "launch.json").exists() else ""
     choice, found = _choose(api, settings, request, spec, before)
     record = LaunchRecord.at(folder, request.name, api.project, settings.region, choice.candidate.name)
-    provider = GcpProvider(api, settings, record, choice.candidate.pools, choice.smallest)
+    provider = GcpProvider(
+        api, settings, record, choice.candidate.pools, choice.smallest, wanted=request.nodes
+    )
     environment = {
         "PARCAE_METADATA": "http://${GCE_METADATA_HOST:-metadata.google.internal}",
         "PARCAE_METADATA_FLAVOR": "gcp",
