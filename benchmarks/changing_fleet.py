@@ -83,8 +83,10 @@ class Weather:
             getattr(self, "_" + word)(provider)
 
     def _members(self, provider: LocalProvider) -> list[str]:
+        """Who works, pipeline by pipeline."""
         snapshot = self._journal.read_snapshot(self._name) or {"nodes": []}
-        placed = [n["name"] for n in snapshot["nodes"] if n["position"] and n["state"] == "running"]
+        nodes = [n for n in snapshot["nodes"] if n["position"] and n["state"] == "running"]
+        placed = [n["name"] for n in sorted(nodes, key=lambda node: tuple(node["position"]))]
         return [name for name in placed if name in provider.names()]
 
     def _join(self, provider: LocalProvider) -> None:
@@ -92,6 +94,7 @@ class Weather:
         provider.appear(f"new{self._born}")
 
     def _notice(self, provider: LocalProvider) -> None:
+        """Noticed together, nodes are of one pipeline, so that every stage keeps a holder."""
         name = next(name for name in self._members(provider) if name not in self._noticed)
         self._noticed.add(name)
         provider.announce(name, self._notice_s)

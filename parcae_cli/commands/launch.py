@@ -176,7 +176,10 @@ def launch(
             "Others: parcae replay",
         )
     if policy == "redundancy" and (cloud != "local" or (gpus_per_node or 1) > 1):
-        raise UsageError("--policy redundancy is for --cloud local, with one worker a node")
+        raise UsageError(
+            "--policy redundancy is for --cloud local, with one worker a node: copies go over gloo, not NCCL",
+            "Leave out --cloud and --gpus-per-node, or take another --policy",
+        )
     check_backup(backup, checkpoint, policy)
     check_anchor(anchor, cloud, checkpoint, start_from, data)
     check_model(model)
