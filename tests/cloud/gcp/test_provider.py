@@ -356,7 +356,7 @@ def test_a_stock_out_of_a_type_takes_the_next_at_its_price(compute: FakeCompute,
         assert (second.pool.instance_type, second.pool.zone) == (MACHINE_TYPE, ZONES[1])
         assert second.pool.spot_usd_per_hour == pytest.approx(0.31)
         compute.out_of = set()
-        provider._clock = lambda: time.time() + 6
+        provider._steady = lambda: time.monotonic() + 6
         (third,) = (await provider.request(1, "e" * 32)).instances
         assert (third.pool.instance_type, third.pool.zone) == (MACHINE_TYPE, ZONES[0])
         again = provider_at(tmp_path, machine_types=[MACHINE_TYPE])
