@@ -35,7 +35,8 @@ def print_request(request: LaunchRequest, as_json: bool, plan: Mapping[str, Any]
         console.print("\n[bold]Requests that would be sent[/], in order")
         for request_ in plan["requests"]:
             text = json.dumps(request_["arguments"], indent=2)
-            console.print(f"{request_['call']} {text}", markup=False, highlight=False, soft_wrap=True)
+            when = f" (if {request_['if']})" if "if" in request_ else ""
+            console.print(f"{request_['call']}{when} {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _data_text(request: LaunchRequest) -> str:

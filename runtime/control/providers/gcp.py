@@ -104,8 +104,14 @@ def plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any]:
         ],
         "preemptions_seen": len(preemptions(api, sorted({one.pool.zone for one in found}))),
         **expectation(request, choice, prior_of(found)),
-        # zone by zone, until there are as many as wanted; the counts of later ones are less what came before
-        "requests": [{"call": "regionInstances.bulkInsert", "arguments": one} for one in sent],
+        "requests": [
+            {
+                "call": "regionInstances.bulkInsert",
+                "arguments": one,
+                **({"if": "fewer came from the zones before, for those that are missing"} if number else {}),
+            }
+            for number, one in enumerate(sent)
+        ],
     }
 
 

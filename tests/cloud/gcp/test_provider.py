@@ -295,6 +295,7 @@ def test_the_plan_is_made_by_reading_only(compute: FakeCompute, tmp_path: Path) 
         selections = resource["instance_flexibility_policy"]["instance_selections"]
         assert [row["machine_types"] for row in selections.values()] == [[MACHINE_TYPE], ["g2-standard-12"]]
         Api().change("RegionInstancesClient", "bulk_insert", sent["arguments"])
+    assert [request.get("if", "")[:10] for request in shown["requests"]] == ["", "fewer came"]
     assert (shown["gpu"], shown["nodes"]) == ("nvidia-l4", 32)
     assert [(row["instance_type"], row["zone"]) for row in shown["pools"]] == [
         (name, zone) for name in (MACHINE_TYPE, "g2-standard-12") for zone in ZONES
