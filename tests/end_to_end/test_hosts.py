@@ -19,7 +19,7 @@ from tests.end_to_end.sshd import Rack, python_without_parcae, rack
 
 pytestmark = pytest.mark.timeout(150)
 
-STEPS = 120
+STEPS = 60
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_a_cut_connection_costs_nothing(undisturbed: Finished, machines: Rack, t
     machines.add("beta", {"AllowStreamLocalForwarding": "no", "Subsystem": "none /bin/false"})
 
     def cut(step: int, provider: Any) -> None:
-        if step in (20, 60):
+        if step in (20, 40):
             for machine in machines.machines.values():
                 machine.cut()
 
