@@ -15,6 +15,7 @@ from runtime.control.job.job import JobResult, LaunchRequest
 from runtime.control.job.launch import run
 
 SEED = 11
+STEPS, LONG_STEPS = 60, 200  # of the undisturbed runs in conftest.py
 
 
 @dataclass(frozen=True)
@@ -87,3 +88,14 @@ def processes_of(folder: Path) -> list[int]:
         if str(folder) in command or where.startswith(str(folder)):
             found.append(int(entry.name))
     return found
+
+
+def assert_equal(run: Finished, base: Finished, folder: Path) -> None:
+    """Nothing lost, nothing repeated, the same losses and weights, and no process left."""
+    result = run.result
+    assert result.state == "done"
+    assert (result.samples_lost, result.samples_repeated) == (0, 0)
+    assert [line["step"] for line in run.metrics] == list(range(result.steps))
+    assert run.losses == base.losses
+    assert result.weights_sha256 == base.result.weights_sha256
+    assert processes_of(folder) == []

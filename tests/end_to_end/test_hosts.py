@@ -14,18 +14,10 @@ from typing import Any
 
 import pytest
 
-from tests.end_to_end.harness import SEED, Finished, processes_of, train
+from tests.end_to_end.harness import STEPS, Finished, processes_of, train
 from tests.end_to_end.sshd import Rack, python_without_parcae, rack
 
 pytestmark = pytest.mark.timeout(150)
-
-STEPS = 60
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The run that every other one must equal: four local nodes, nothing happens."""
-    return train(tmp_path_factory.mktemp("undisturbed"), "base", nodes=4, steps=STEPS, seed=SEED)
 
 
 @pytest.fixture
