@@ -20,7 +20,7 @@ from tests.end_to_end.test_aws_faults import Command, Gate, events, parcae, unti
 
 # ruff: noqa: F811
 pytestmark = pytest.mark.timeout(240)
-STEPS = 60
+STEPS = 30
 SEED = 11
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.end_to_end import storm
 
-STEPS = 120
+STEPS = 100
 SEED = int(os.environ.get("PARCAE_CHAOS_SEED", "0"))
 
 
