@@ -217,11 +217,15 @@ class Release(Message):
 
 @dataclass(frozen=True)
 class Failed(Message):
-    """The worker cannot go on in this generation and waits for an abort."""
+    """The worker cannot go on in this generation and waits for an abort.
+
+    `source`: [host, port] of the state server that it was fetching from, if that failed.
+    """
 
     t = "failed"
     generation: int
     error: str
+    source: list[Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

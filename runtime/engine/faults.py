@@ -1,4 +1,7 @@
-"""Scripted deaths for tests: SIGKILL to this very process at a named point of a step, and nothing else."""
+"""Scripted faults for tests: at a named point of a step this very process dies by SIGKILL, or fails.
+
+A worker dies once; one that is told to fail does so at every attempt, as a broken machine would.
+"""
 
 from __future__ import annotations
 
@@ -40,14 +43,20 @@ class FaultInjector:
     """Dies when the worker reaches (step, point); a fault with no step dies at the first such point."""
 
     def __init__(self, node: str, faults: Sequence[dict[str, Any]]) -> None:
-        self._faults = [(f.get("step"), str(f["point"])) for f in faults if f["node"] == node]
+        mine = [fault for fault in faults if fault["node"] == node]
+        self._faults = [(f.get("step"), str(f["point"]), bool(f.get("fails"))) for f in mine]
 
     def at(self, step: int, point: str) -> None:
         """Die here if the script says so: at the first such point of that step (from 0) or a later one.
 
+        Raises:
+            RuntimeError: the script says that it `fails` here.
+
         A worker that was a spare at the scripted step dies when it has a position again.
         """
-        for when, where in self._faults:
+        for when, where, fails in self._faults:
             if where == point and (when is None or step >= when):
+                if fails:
+                    raise RuntimeError(f"a scripted failure at: {point}")
                 os.write(2, f"{SAID}{point}\n".encode())
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -163,6 +163,14 @@ class StateServer:
         sock.sendall(view[half:])
 
 
+class FetchError(OSError):
+    """State could not be had from `source`; the fault may lie at either end."""
+
+    def __init__(self, source: Address, why: OSError) -> None:
+        super().__init__(f"no state from {source.host}:{source.port}: {why}")
+        self.source = source
+
+
 def split_streams(sizes: Mapping[int, int]) -> list[list[int]]:
     """The layers of one source (index -> bytes) dealt out to a few streams of about the same size."""
     count = max(1, min(_STREAMS, len(sizes), sum(sizes.values()) // _STREAM_BYTES))
@@ -187,13 +195,13 @@ def fetch_layers(
     Returns the number of bytes moved.
 
     Raises:
-        OSError: a source went away or does not have its layer; some views may be half filled.
+        FetchError: a source went away or does not have its layer; some views may be half filled.
     """
     by_source: dict[Address, dict[int, int]] = defaultdict(dict)
     for layer, source in wanted:
         by_source[source][layer] = len(views[layer])
     streams = [(source, part) for source, sizes in by_source.items() for part in split_streams(sizes)]
-    errors: list[OSError] = []
+    errors: list[FetchError] = []
 
     def stream(source: Address, layers: Sequence[int]) -> None:
         try:
@@ -205,7 +213,7 @@ def fetch_layers(
                     wire.get_into(sock, layer, step, views[layer], token)
                     point("receive")
         except OSError as error:
-            errors.append(error)
+            errors.append(FetchError(source, error))
 
     threads = [threading.Thread(target=stream, args=part, name="fetch", daemon=True) for part in streams[1:]]
     for thread in threads:

@@ -30,7 +30,7 @@ from runtime.engine.generation import Generation, Graveyard, compute_device
 from runtime.engine.groups import StoreServer
 from runtime.engine.state import LayerState
 from runtime.engine.trainer import Trainer
-from runtime.engine.transfer import NO_TRAFFIC, Address, StateServer, Traffic, fetch_layers
+from runtime.engine.transfer import NO_TRAFFIC, Address, FetchError, StateServer, Traffic, fetch_layers
 from runtime.engine.waits import AbandonedError
 from runtime.planning.errors import InputError
 from runtime.planning.model import parse_model
@@ -96,7 +96,8 @@ class Worker:
                 self._send(messages.Configured(0, "", error=str(error)))  # no other node could go on either
             except (RuntimeError, OSError) as error:
                 generation = self._current.number if self._current else -1
-                self._send(messages.Failed(generation, f"{type(error).__name__}: {error}"[:300]))
+                source = [error.source.host, error.source.port] if isinstance(error, FetchError) else []
+                self._send(messages.Failed(generation, f"{type(error).__name__}: {error}"[:300], source))
 
     def _read(self) -> None:
         try:

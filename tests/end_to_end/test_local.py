@@ -45,6 +45,29 @@ def test_a_job_survives_a_hard_trace(undisturbed_long: Finished, tmp_path: Path)
     assert noticed == {True, False}
 
 
+def test_a_worker_that_always_fails_is_given_up(undisturbed: Finished, tmp_path: Path) -> None:
+    """Its instance is ended after three attempts, and the others train on."""
+    faults = ({"node": "node2", "step": 10, "point": "forward", "fails": True},)
+    run = train(tmp_path, "broken", nodes=4, steps=STEPS, faults=faults)
+    assert_equal(run, undisturbed, tmp_path)
+    told = [(event["kind"], event["text"]) for event in run.events]
+    assert told.count(("failed", "node2 could not go on")) == 3
+    assert told.count(("trouble", "node2 is of no use: ending the instance")) == 1
+    assert told.count(("lost", "node2 is gone")) == 1 and ("lost", "node1 is gone") not in told
+
+
+@pytest.mark.parametrize("policy", ["parcae", "checkpoint"])
+def test_a_job_whose_every_worker_fails_is_ended(tmp_path: Path, policy: str) -> None:
+    """In the worker's own words, instead of being tried again for ever."""
+    faults = tuple({"node": f"node{k}", "step": 3, "point": "forward", "fails": True} for k in (1, 2, 3))
+    trace = "".join(f"0,add,node{k}\n" for k in (1, 2, 3))  # the third is there to replace one of the others
+    run = train(tmp_path, "hopeless", nodes=2, steps=STEPS, trace=trace, faults=faults, policy=policy)
+    assert run.result.state == "failed" and run.result.steps <= 3
+    assert "fails at step 3" in run.result.why
+    assert run.result.why.endswith("RuntimeError: a scripted failure at: forward")
+    assert processes_of(tmp_path) == []
+
+
 def test_a_killed_agent_costs_its_node_only(undisturbed: Finished, tmp_path: Path) -> None:
     """The agent's worker ends by itself, the survivors go on, agent and worker come back."""
     killed: list[int] = []

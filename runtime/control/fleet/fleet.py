@@ -89,15 +89,14 @@ class Fleet:
         self.events: asyncio.Queue[FleetEvent] = asyncio.Queue()
         self._provider, self._journal = provider, journal
         self._job, self._wanted = job, wanted
-        self._times = times or LinkTimes()
-        self._poll_s = poll_s
+        self._times, self._poll_s = times or LinkTimes(), poll_s
         self._python, self._agent_start = python, agent_start
-        self._anchor, self._gpus = anchor, gpus
-        self._before = before
+        self._anchor, self._gpus, self._before = anchor, gpus, before
         self._controller_id = secrets.token_hex(8)
         self._instances: dict[str, Instance] = {}  # by id, ended ones included
         self._links: dict[str, NodeLink] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._endings: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
         self._rent_task: asyncio.Task[None] | None = None
         self._tick_task: asyncio.Task[None] | None = None
@@ -137,6 +136,12 @@ class Fleet:
         """Give up a mute worker: WorkerLost now, WorkerJoined when its agent has started another."""
         if (link := self._links.get(instance_of(node, self._gpus))) is not None:
             link.restart_worker(node, "the coordinator has given it up")
+
+    def end(self, node: str, why: str) -> None:
+        """Give an instance up, with its workers: WorkerLost now, and another is rented in its place."""
+        if (link := self._links.get(instance_of(node, self._gpus))) is not None:
+            link.gone(why)
+            self._endings.append(asyncio.create_task(self._end(link, why)))
 
     def instances(self) -> list[Instance]:
         """Every instance that this fleet has rented, ended ones included, in order of launch."""
@@ -307,16 +312,20 @@ class Fleet:
             await link.tend()
         except SshError as error:
             self._emit(RentFailed(f"{link.name}: {error}; ending the instance", None))
-            link.gone(str(error))
-            with contextlib.suppress(CloudError):
-                await self._provider.terminate([link.name])
-            self._changed.set()
+            await self._end(link, str(error))
         except Exception:  # noqa: BLE001 - one node's trouble must stay its own
             _LOG.exception("tending %s failed in an unforeseen way", link.name)
-            link.gone("its link failed")
+            await self._end(link, "its link failed")
+
+    async def _end(self, link: NodeLink, why: str) -> None:
+        """Have the provider end an instance: it is paid for until that succeeds, or it goes by itself."""
+        link.gone(why)
+        while self._links.get(link.name) is link:
             with contextlib.suppress(CloudError):
                 await self._provider.terminate([link.name])
-            self._changed.set()
+                break
+            await asyncio.sleep(self._poll_s)
+        self._changed.set()
 
     def _drop(self, link: NodeLink, why: str) -> None:
         link.gone(why)
@@ -377,7 +386,7 @@ class Fleet:
             self._tick_task.cancel()
         for link in list(self._links.values()):
             link.gone("the fleet has been stopped")
-        await cancelled([*self._tasks.values(), *waits])
+        await cancelled([*self._tasks.values(), *self._endings, *waits])
         try:
             async with asyncio.timeout(self._times.close_s):
                 await self._provider.close()

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from cloud.types import Instance, InstanceState
 from runtime.control import messages
 from runtime.control.backup.keeper import CheckpointKeeper
 from runtime.control.backup.orders import BackupOrders
@@ -21,6 +22,7 @@ from runtime.control.job.recorder import Recorder
 from runtime.control.training import phases
 from runtime.control.training.course import Course
 from runtime.control.training.ending import Ending
+from runtime.control.training.failures import MOST_FAILURES, Failures
 from runtime.control.training.generations import Pending, members_hold
 from runtime.control.training.migration import Migration
 from runtime.control.training.phases import FleetPort, Phase, StartGate, StopRequest, next_batch
@@ -34,6 +36,7 @@ from runtime.planning import controller
 from runtime.planning import types as plan_types
 from runtime.planning.costs import notice_lead_s
 from runtime.planning.ledger import Ledger
+from runtime.planning.placement import instance_of, worker_names
 from runtime.planning.types import MigrationKind, MigrationPlan
 
 
@@ -68,6 +71,7 @@ class Coordinator:
         self._recovery = Recovery(self._course, self._roster, recorder, self._send)
         layers = len(training.model.layers)
         self._ending = Ending(self._course, layers, backup, recorder, keeper, self._send)
+        self._failures = Failures()
         self._gate, self._turns = StartGate(), phases.Turns()
         self._pace = Pace(config.profile if training.learns else None)
         self._orders = BackupOrders(training.backup, training.backup_every, at_once=resumption is not None)
@@ -135,6 +139,9 @@ class Coordinator:
             case StopRequest():
                 self._ending.stop(event)
             case _:
+                match event:
+                    case fleet_events.InstanceChanged(Instance(name=name, state=InstanceState.TERMINATED)):
+                        self._failures.end(worker_names(name, self._config.gpus))
                 began = self._course.highest_generation > 0
                 self._reception.hear(event, self._now_s(), began, self._config.profile.fewest_nodes)
 
@@ -157,6 +164,7 @@ class Coordinator:
             case messages.Failed():
                 if self._course.phase is Phase.RUNNING:
                     self._recorder.event("failed", f"{node} could not go on", message.error)
+                    self._report(node, message)
                     self._recover()
             case messages.Digests():
                 self._ending.heard(message)
@@ -165,11 +173,13 @@ class Coordinator:
 
     def _lose(self, node: str, why: str) -> None:
         course = self._course
-        if self._config.gpus == 1 or self._roster.whole(node):  # else the first to go has been told
+        first = self._config.gpus == 1 or self._roster.whole(node)
+        if first and node in self._roster:  # else it has been told, as given up or with its instance
             self._recorder.event("lost", f"{node} is gone", why)
         if not self._roster.lose(node):
             return
         course.planning.append(plan_types.NodeLost(node))
+        self._failures.lose(node)
         self._recovery.lose(node)
         if course.phase is Phase.RECOVERING:
             self._finish_recovery()
@@ -181,6 +191,23 @@ class Coordinator:
         elif course.phase is Phase.FINISHING:
             self._ending.lose(node)
             self._finish_or_recover()
+
+    def _report(self, node: str, failed: messages.Failed) -> None:
+        """A worker cannot go on, in the generation that is at work."""
+        workers, running = self._roster.workers, self._course.running
+        addresses = {(w.hello.host, w.hello.transfer_port): name for name, w in workers.items()}
+        source = addresses.get(tuple(failed.source)) if failed.source else None
+        members = () if running is None else running.assignment
+        self._failures.report(node, failed.error, self._course.step, members, source)
+
+    def _give_up(self, node: str, why: str) -> None:
+        """End a node's instance, of which nothing more is to be hoped."""
+        name = instance_of(node, self._config.gpus)
+        self._recorder.event("trouble", f"{name} is of no use: ending the instance", why)
+        self._fleet.end(name, why)
+        for worker in worker_names(name, self._config.gpus):
+            if worker in self._roster:
+                self._lose(worker, why)
 
     # ---- steps -----------------------------------------------------------------------------------------
 
@@ -200,6 +227,7 @@ class Coordinator:
         scale = ballot.clip_scale(training.model.training.clip_norm)
         push, stream = self._orders.at(step + 1, last, fresh, self._backup)
         course.ledger = course.ledger.commit(step)
+        self._failures.commit(step, running.assignment)
         self._recorder.step(step, ballot, course.ledger.samples, running, scale)
         proceed = not (last or switch or self._orders.halts)
         commit = messages.Commit(running.generation, step, scale, proceed, push, stream)
@@ -228,6 +256,8 @@ class Coordinator:
             return
         if self._resumption is not None and not self._resume(self._resumption):
             return
+        if (failure := self._failures.settle()) is not None:
+            self._give_up(failure.node, f"it has failed {MOST_FAILURES} times in a row: {failure.error}")
         events, course.planning = course.planning, []
         decision = controller.step(self._config, self._state, events, self._now_s())
         self._state = decision.state

@@ -40,6 +40,9 @@ class FleetPort(Protocol):
     def kill_worker(self, node: str) -> None:
         """End a mute worker and start another."""
 
+    def end(self, node: str, why: str) -> None:
+        """End the node's instance and rent another."""
+
 
 @dataclass(frozen=True)
 class StopRequest:

@@ -38,8 +38,9 @@ class Reception:
         """A worker is up: tell it about the job, or if it was at work in it, that we have taken over."""
         node, parsed = event.node, messages.decode(event.hello)
         assert isinstance(parsed, messages.Hello)
-        # A scripted death is for a node's first worker; its successor must live.
-        faults = self._training.faults if self._roster.join(node, parsed) else []
+        # A scripted death is for a node's first worker, its successor must live; a failure is the machine's.
+        first = self._roster.join(node, parsed)
+        faults = [fault for fault in self._training.faults if first or fault.get("fails")]
         port = event.backup_port
         backup = self._backup.address if port is None else ("127.0.0.1", port)
         configure = self._training.configure(node, backup, faults)
