@@ -107,13 +107,20 @@ def test_a_stopped_worker_is_replaced(undisturbed: Finished, tmp_path: Path) -> 
 
 
 def test_too_few_nodes_are_waited_out(undisturbed: Finished, tmp_path: Path) -> None:
-    """One node cannot hold the model: the job waits, says so, and goes on when others come."""
-    trace = "0,add,n1\n60,add,n2\n120,kill,n1\n200,add,n3\n260,add,n4\n"
-    run = train(tmp_path, "few", trace=trace, nodes=4, steps=STEPS, speed=60)
+    """One node cannot hold the model: the job waits, says so, and goes on when another comes."""
+    replaced = {10: ("n1", "n3"), 30: ("n2", "n4")}
+
+    def replace(step: int, provider: LocalProvider) -> None:
+        gone, come = replaced.get(step, ("", ""))
+        if gone in provider.names():
+            provider.kill(gone)
+            provider.appear(come)
+
+    run = train(tmp_path, "few", replace, trace="0,add,n1\n0,add,n2\n", nodes=2, steps=STEPS)
     assert_equal(run, undisturbed, tmp_path)
     waits = [event for event in run.events if event["kind"] == "waiting"]
     assert len(waits) == 2
-    assert "needs at least 2 nodes (1x2), 1 here" in waits[0]["why"]
+    assert all("needs at least 2 nodes (1x2), 1 here" in wait["why"] for wait in waits)
 
 
 def test_the_backup_is_replaced_while_training_goes_on(undisturbed: Finished, tmp_path: Path) -> None:
