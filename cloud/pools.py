@@ -47,20 +47,22 @@ class Pools:
         self._failures.pop((instance_type, zone), None)
         self._closed_until_s.pop((instance_type, zone), None)
 
-    def next_open_s(self, now_s: float) -> float:
-        """Seconds until a pool may be asked (again)."""
+    def next_open_s(self, now_s: float, among: Sequence[Pool] | None = None) -> float:
+        """Seconds until a pool (of all, or `among` these) may be asked (again)."""
+        pools = self.all if among is None else among
         return min(
-            (max(0.0, self._closed_until_s.get(_key(pool), 0.0) - now_s) for pool in self.all), default=0.0
+            (max(0.0, self._closed_until_s.get(_key(pool), 0.0) - now_s) for pool in pools), default=0.0
         )
 
-    def shortage(self, now_s: float) -> str:
+    def shortage(self, now_s: float, among: Sequence[Pool] | None = None) -> str:
         """Why nothing can be rented now, in words for a person; empty if a pool is open."""
-        if self.open(now_s):
+        pools = self.all if among is None else among
+        if any(self._closed_until_s.get(_key(pool), 0.0) <= now_s for pool in pools):
             return ""
-        whys = {self._whys.get(_key(pool), "") for pool in self.all}
+        whys = {self._whys.get(_key(pool), "") for pool in pools}
         return (
-            f"no capacity in {_names(self.all)} ({'; '.join(sorted(whys))}); "
-            f"asking again in {self.next_open_s(now_s):.0f} s"
+            f"no capacity in {_names(pools)} ({'; '.join(sorted(whys))}); "
+            f"asking again in {self.next_open_s(now_s, among):.0f} s"
         )
 
     def of(self, instance_type: str, zone: str) -> Pool | None:

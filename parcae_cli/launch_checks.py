@@ -63,20 +63,35 @@ def check_hosts(cloud: str, hosts: str | None) -> dict[str, str]:
     return {"hosts": str(path.resolve())}
 
 
-def check_fleet(cloud: str, own: str | None) -> dict[str, Any]:
-    """The settings of the cloud's fleet: the shipped ones with the user's file laid over them.
+def check_fleet(cloud: str, own: str | None, region: str | None = None) -> dict[str, Any]:
+    """The settings of the cloud's fleet: the shipped ones, the user's file and the regions laid over them.
 
     Raises:
-        UsageError: there is a file and no use for it.
-        InputError: it is missing, or not TOML.
+        UsageError: there is a file, or a region, and no use for it.
+        InputError: the file is missing, or not TOML.
     """
     if cloud not in RENTED:
-        if own is not None:
-            raise UsageError(f"--fleet is for --cloud {' or '.join(RENTED)}; {cloud} has no such settings")
+        for option, value in (("--fleet", own), ("--region", region)):
+            if value is not None:
+                raise UsageError(
+                    f"{option} is for --cloud {' or '.join(RENTED)}; {cloud} has no such settings"
+                )
         return {}
     from parcae_cli.catalogue import load_fleet
 
-    return load_fleet(cloud, own)
+    table = load_fleet(cloud, own)
+    if region is None:
+        return table
+    names = [name.strip() for name in region.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise UsageError(f"--region {region!r}: give names with commas between them, each once")
+    if "regions" in table:
+        return table | (
+            {"region": names[0], "regions": []} if len(names) == 1 else {"region": "", "regions": names}
+        )
+    if len(names) > 1:
+        raise UsageError(f"--region {region}: {cloud} takes one region")
+    return table | {"region": names[0]}
 
 
 def check_backup(how: str, checkpoint: str | None, policy: str) -> None:

@@ -14,17 +14,10 @@ from cloud.aws import bootstrap
 from cloud.aws.api import Api, ApiError
 from cloud.aws.errors import Verdict
 from cloud.aws.instances import seen
+from cloud.aws.launch_record import LaunchRecord, has_ended, mark_begun
 from cloud.aws.requests import PoolPlan, anchor_request, key_pair_name
 from cloud.aws.settings import AnchorType, AwsSettings
-from cloud.aws.shared import (
-    LaunchRecord,
-    client_key,
-    ensure_group,
-    ensure_key_pair,
-    has_ended,
-    image_id,
-    mark_begun,
-)
+from cloud.aws.shared import client_key, ensure_group, ensure_key_pair, image_id
 from cloud.aws.sweep import ANCHOR_REQUEST, end_launch, launch_rows
 from cloud.private_file import write_private
 from cloud.provider import CloudError, NoCapacityError

@@ -54,11 +54,13 @@ _CODES: Mapping[Verdict, tuple[str, ...]] = {
         "InvalidInstanceID.NotFound", "InvalidGroup.NotFound", "InvalidKeyPair.NotFound",
         "InvalidLaunchTemplateId.NotFound", "InvalidLaunchTemplateName.NotFoundException",
         "InvalidPlacementGroup.Unknown", "ParameterNotFound", "NoSuchResourceException",
+        "ResourceNotFoundException", "QueueDoesNotExist", "AWS.SimpleQueueService.NonExistentQueue",
     ),
     Verdict.FATAL: (
         "SpotMaxPriceTooLow", "IdempotentParameterMismatch", "InvalidParameter", "InvalidParameterValue",
         "InvalidParameterCombination", "MissingParameter", "InvalidAMIID.NotFound", "InvalidAction",
         "MalformedQueryString", "ValidationError", "InvalidUserData.Malformed",
+        "QueueDeletedRecently", "AWS.SimpleQueueService.QueueDeletedRecently", "QueueNameExists",
     ),
 }  # fmt: skip
 _BY_CODE = {code: verdict for verdict, codes in _CODES.items() for code in codes}

@@ -154,22 +154,41 @@ def placement_scores(
     }
 
 
-def offers(api: Api, settings: AwsSettings, count: int) -> tuple[tuple[Offer, ...], str]:
-    """Every GPU that can be had, cheapest pool first, and the VPC to rent in.
+def eligible_types(api: Api, settings: AwsSettings, gpus: int | None = None) -> dict[str, TypeFacts]:
+    """Those of the settings' types that the region has and that fit; `gpus` a machine, None: at least one."""
+    return {
+        name: fact
+        for name, fact in type_facts(api, settings.instance_types).items()
+        if fact.gpus >= 1
+        and gpus in (None, fact.gpus)
+        and settings.gpu in ("", fact.gpu)
+        and (fact.efa or not settings.efa)
+    }
+
+
+def offers(
+    api: Api, settings: AwsSettings, count: int, gpus: int | None = None
+) -> tuple[tuple[Offer, ...], str]:
+    """Every GPU that can be had (`gpus` of them a machine), cheapest pool first, and the VPC to rent in.
 
     Raises:
         CloudError: no zone offers any of the types.
     """
-    types = settings.instance_types
-    facts = type_facts(api, types)
+    facts = eligible_types(api, settings, gpus)
+    if not facts:
+        how = f"{gpus} GPUs" if gpus else "a GPU"
+        raise CloudError(
+            f"aws: in {api.region} there is none of {', '.join(settings.instance_types)} with {how}"
+            f"{f' of kind {settings.gpu}' if settings.gpu else ''}{' and EFA' if settings.efa else ''}: name "
+            "others in the file of --fleet"
+        )
+    types = sorted(facts)
     subnets, zone_ids, vpc = subnets_by_zone(api, settings)
     where = offered(api, types)
     prices = spot_prices(api, types)
     scores = placement_scores(api, types, count, zone_ids)
     by_gpu: dict[tuple[str, int], list[PoolPlan]] = {}
     for name, fact in facts.items():
-        if fact.gpus < 1 or settings.gpu not in ("", fact.gpu) or (settings.efa and not fact.efa):
-            continue
         for zone, subnet in subnets.items():
             if (name, zone) in where:
                 price = prices.get((name, zone), 0.0)
@@ -177,8 +196,8 @@ def offers(api: Api, settings: AwsSettings, count: int) -> tuple[tuple[Offer, ..
                 by_gpu.setdefault((fact.gpu, fact.gpus), []).append(PoolPlan(pool, subnet))
     if not by_gpu:
         raise CloudError(
-            f"aws: no zone of {', '.join(subnets)} offers any of {', '.join(types)} with a GPU"
-            f"{f' of kind {settings.gpu}' if settings.gpu else ''}: name others in the file of --fleet"
+            f"aws: no zone of {', '.join(subnets)} offers any of {', '.join(types)}: name others in the file "
+            "of --fleet"
         )
 
     def order(plan: PoolPlan) -> tuple[float, int, str]:
@@ -231,6 +250,8 @@ _MAY_NOT_ASK = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation"
 _ON_DEMAND: Mapping[str, float] = {
     "g4dn.xlarge": 0.526, "g5.xlarge": 1.006, "g6.xlarge": 0.805, "g6e.xlarge": 1.861,
     "p3.2xlarge": 3.06, "p5.4xlarge": 6.88,
+    "g4dn.12xlarge": 3.912, "g5.12xlarge": 5.672, "g6.12xlarge": 4.602, "g6e.12xlarge": 10.493,
+    "g4dn.metal": 7.824, "g5.48xlarge": 16.288, "g6.48xlarge": 13.35, "g6e.48xlarge": 30.131,
 }  # fmt: skip
 
 

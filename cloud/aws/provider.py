@@ -12,27 +12,19 @@ from typing import Any
 
 from cloud.aws.api import Api, ApiError
 from cloud.aws.errors import Verdict, refused, verdict_of
+from cloud.aws.event_queue import QueueWatch
 from cloud.aws.instances import seen
-from cloud.aws.market import TYPES_FOR_SCORES, placement_scores, spot_prices, subnets_by_zone
+from cloud.aws.launch_record import LaunchRecord, mark_begun, mark_ended, requests_folder, used_regions
+from cloud.aws.region import Region, queue_region
 from cloud.aws.requests import PoolPlan, fleet_request
 from cloud.aws.settings import AwsSettings
-from cloud.aws.shared import (
-    LaunchRecord,
-    client_key,
-    ensure_group,
-    ensure_key_pair,
-    ensure_template,
-    image_id,
-    mark_begun,
-    mark_ended,
-    remove_launch,
-)
+from cloud.aws.shared import client_key, remove_launch
 from cloud.aws.sweep import recent_requests, terminate_until_gone
 from cloud.pools import INTERRUPTED
 from cloud.private_file import write_private
-from cloud.provider import CloudError
+from cloud.provider import CloudError, CredentialsError, MaybeStillRunningError
 from cloud.rented import RentedProvider, Seen
-from cloud.types import Instance, InstanceState, LaunchReply, Notice, NoticeKind
+from cloud.types import Instance, InstanceState, LaunchReply, Notice, NoticeKind, Pool
 
 # An instance that a launch has named is in DescribeInstances within seconds; until then it is booting.
 UNSEEN_FOR_S = 300.0
@@ -41,118 +33,170 @@ _ROUNDS = 6
 
 
 class AwsProvider(RentedProvider):
-    """One launch in one region. `folder` keeps what a successor needs; `home` the user's SSH key."""
+    """One launch, in one of `regions` at a time: nodes talk over the network of their region.
+
+    The first is the best. Another one is taken when every pool of the region rests and nothing is held there.
+    `folder` keeps what a successor needs; `home` the user's SSH key.
+    """
 
     name = "aws"
     in_flight_s = 90.0
 
     def __init__(
         self,
-        api: Api,
+        regions: Sequence[Region],
         settings: AwsSettings,
         record: LaunchRecord,
-        plans: Sequence[PoolPlan],
-        vpc: str,
         folder: Path,
         home: Path,
         smallest: int = 1,
         clock: Callable[[], float] = time.time,
         wanted: int = 0,
+        gpus: int | None = None,
     ) -> None:
-        """`wanted`: for how many instances placement scores are asked, 0: they are not."""
+        """Placement scores are asked for `wanted` instances with `gpus` GPUs (None: any); 0: they are not."""
+        plans = [plan for region in regions for plan in region.plans]
         super().__init__(settings, settings.times, [plan.pool for plan in plans], smallest, clock)
-        self._api, self._settings, self._record = api, settings, record
+        self._regions, self._settings, self._record = tuple(regions), settings, record
         self._plans = {plan.pool: plan for plan in plans}
-        self._vpc, self._folder, self._home = vpc, folder, home
+        self._folder, self._home = folder, home
         self._notices: dict[str, Notice] = {}
-        self._template = ""
-        self._wanted = wanted
-        self._client_key = ""
+        self._wanted, self._gpus = wanted, gpus
+        self._watch: QueueWatch | None = None
+        self._client_key, self._public = "", ("", "")
 
     async def start(self) -> None:
         """Key pair, security group, image and launch template: made, or found where they are there."""
-        await asyncio.to_thread(self._prepare)
+        await asyncio.to_thread(self._start)
 
-    def _prepare(self) -> None:
-        api, settings = self._api, self._settings
+    def _start(self) -> None:
         mark_begun(self._folder)
-        try:
-            self._client_key, public, fingerprint = client_key(self._home)
-            key_name = ensure_key_pair(api, public, fingerprint)
-            group = ensure_group(api, settings, self._vpc)
-            image = image_id(api, settings)
-            self._template = ensure_template(api, self._record, settings, image, key_name, group)
-        except ApiError as error:
-            raise error.sorted from error
+        self._client_key, *public = client_key(self._home)
+        self._public = public[0], public[1]
+        self._prepare(self._regions[0])
+        if self._settings.queue_url:
+            api = Api(queue_region(self._settings.queue_url) or self._regions[0].name)
+            self._watch = QueueWatch(api, self._settings.queue_url, False, self._seen.__contains__)
+            self._watch.start()
+
+    def _prepare(self, region: Region) -> None:
+        region.prepare(self._record, self._settings, self._folder, self._public, self._seen.__contains__)
+
+    # --- where we are
+
+    def _used(self) -> list[Region]:
+        """Where something of this launch may be."""
+        names = used_regions(self._folder, self._record)
+        return [region for region in self._regions if region.name in names]
+
+    def _region_of(self, one: Seen) -> Region:
+        zone = one.instance.pool.zone
+        return next((region for region in self._regions if region.has(zone)), self._regions[0])
+
+    def _held_in(self) -> Region | None:
+        """The region that holds instances; of several, which only a crash can bring about, the fuller one."""
+        gone = (InstanceState.TERMINATING, InstanceState.TERMINATED)
+        held = [self._region_of(one) for one in list(self._seen.values()) if one.instance.state not in gone]
+        return max(held, key=lambda region: (held.count(region), -self._regions.index(region)), default=None)
+
+    def _open(self, region: Region) -> list[PoolPlan]:
+        plans = [self._plans[pool] for pool in self._pools.open(self._steady())]
+        return [plan for plan in plans if plan in region.plans]
+
+    def _next_region(self) -> Region | None:
+        """Where to ask now; None where there is no pool to be asked."""
+        held = self._held_in()
+        candidates = self._regions if held is None else (held,)
+        return next((region for region in candidates if self._open(region)), None)
+
+    def _askable(self) -> list[Pool]:
+        held = self._held_in()
+        return [plan.pool for region in self._regions if held in (None, region) for plan in region.plans]
+
+    async def wait_for_capacity(self, timeout_s: float) -> None:
+        """Until a pool's time of rest is over that may be asked then."""
+        pause_s = self._pools.next_open_s(self._steady(), self._askable())
+        await asyncio.sleep(min(timeout_s, pause_s if pause_s > 0 else self._patience.describe_s))
 
     # --- launching
 
     def _replay(self, tokens: Sequence[str]) -> None:
         try:
-            for path in recent_requests(self._folder):
-                token = path.name.rsplit("-", 1)[0]
-                if token not in tokens:
-                    continue
-                try:
-                    reply = self._api.call("create_fleet", json.loads(path.read_text()))
-                except ApiError as error:
-                    if error.verdict in (Verdict.CREDENTIALS, Verdict.WAIT):
-                        raise
-                    continue  # refused for good: it has brought nothing
-                for row in reply["Instances"]:
-                    for name in row["InstanceIds"]:
-                        if name not in self._seen:
-                            self._born(row, name, token)
+            for region in self._used():
+                for path in recent_requests(self._folder, region.name):
+                    if path.name.rsplit("-", 1)[0] in tokens:
+                        self._replay_one(region, path)
         except ApiError as error:
             raise error.sorted from error
+
+    def _replay_one(self, region: Region, path: Path) -> None:
+        try:
+            reply = region.api.call("create_fleet", json.loads(path.read_text()))
+        except ApiError as error:
+            if error.verdict in (Verdict.CREDENTIALS, Verdict.WAIT):
+                raise
+            return  # refused for good: it has brought nothing
+        for row in reply["Instances"]:
+            for name in row["InstanceIds"]:
+                if name not in self._seen:
+                    self._born(region, row, name, path.name.rsplit("-", 1)[0])
 
     def _launch(self, count: int, token: str) -> LaunchReply:
         got: list[Instance] = []
         problem: CloudError | None = None
-        held = sum(not one.ended for one in list(self._seen.values()))
-        for number in range(_ROUNDS):
-            plans = [self._plans[pool] for pool in self._pools.open(self._steady())]
-            missing = count - len(got)
-            if not plans or not missing or self._closing:
+        for number in range(_ROUNDS * len(self._regions)):
+            region, missing = self._next_region(), count - len(got)
+            if region is None or not missing or self._closing:
                 break
-            least = min(self._smallest, missing) if not held and not got else 1
+            plans = self._open(region)
+            if not self._made_ready(region, plans):
+                continue
+            least = min(self._smallest, missing) if self._held_in() is None else 1
             request = fleet_request(
-                self._record.owner, self._settings, plans, missing, least, token, number, self._template
+                self._record.owner, self._settings, plans, missing, least, token, number, region.template
             )
             # The request is on the disk before it is sent: whoever cleans up after us can repeat it.
-            write_private(self._intent(token, number), json.dumps(request))
+            folder = requests_folder(self._folder, region.name)
+            write_private(folder / f"{token}-{number}.json", json.dumps(request))
             try:
-                reply = self._api.call("create_fleet", request)
+                reply = region.api.call("create_fleet", request)
             except ApiError as error:
                 if error.verdict is not Verdict.NEXT_POOL:
                     problem = error.sorted
                     break
                 self._close_pools(plans, str(error))
                 continue
-            new = [self._born(row, name, token) for row in reply["Instances"] for name in row["InstanceIds"]]
+            new = [
+                self._born(region, row, name, token)
+                for row in reply["Instances"]
+                for name in row["InstanceIds"]
+            ]
             got += new
             problem = self._learn(reply, plans, bool(new)) or problem
             if problem is not None:
                 break
         if problem is not None and not got:
             raise problem
-        shortage = "" if got else self._pools.shortage(self._steady())
+        shortage = "" if got else self._pools.shortage(self._steady(), self._askable())
         return LaunchReply(tuple(got), count - len(got), str(problem or shortage), shortage)
 
-    def _intent(self, token: str, number: int) -> Path:
-        return self._folder / "requests" / f"{token}-{number}.json"
+    def _made_ready(self, region: Region, plans: Sequence[PoolPlan]) -> bool:
+        """Key pair, group and template are there. A region that refuses them is like one without capacity."""
+        try:
+            self._prepare(region)
+        except CredentialsError:
+            raise
+        except CloudError as error:
+            if len(self._regions) == 1:
+                raise
+            self._close_pools(plans, f"{region.name}: {error}")
+            return False
+        return True
 
-    def _born(self, row: Mapping[str, Any], name: str, token: str) -> Instance:
+    def _born(self, region: Region, row: Mapping[str, Any], name: str, token: str) -> Instance:
         overrides = row.get("LaunchTemplateAndOverrides", {}).get("Overrides", {})
         kind = row.get("InstanceType", overrides.get("InstanceType", ""))
-        plans = list(self._plans.values())
-        plan = next(
-            (
-                plan for plan in plans
-                if plan.pool.instance_type == kind and overrides.get("SubnetId", plan.subnet) == plan.subnet
-            ),
-            plans[0],
-        )  # fmt: skip
+        plan = region.plan_of(kind, overrides.get("SubnetId", "")) or region.plans[0]
         self._pools.gave(kind, plan.pool.zone)
         instance = Instance(
             name, name, self._record.job, token, plan.pool, InstanceState.BOOTING, self._clock()
@@ -189,54 +233,77 @@ class AwsProvider(RentedProvider):
     # --- looking
 
     def _ask_market(self) -> None:
-        """Prices, and the scores of the same question as before the launch: new ones are rationed."""
-        types = self._settings.instance_types
+        """Prices and scores of the regions that are used."""
         try:
-            self._prices.update(spot_prices(self._api, types))
-            if self._wanted and len(types) >= TYPES_FOR_SCORES:
-                _, zone_ids, _ = subnets_by_zone(self._api, self._settings)
-                scores = placement_scores(self._api, types, self._wanted, zone_ids)
-                for pool in self._pools.all:
-                    if pool.zone in scores:
-                        self._scores[pool.instance_type, pool.zone] = float(scores[pool.zone])
+            for region in self._used():
+                prices, scores = region.ask_market(self._settings, self._wanted, self._gpus)
+                self._prices.update(prices)
+                self._scores.update(scores)
         except ApiError as error:
             raise error.sorted from error
 
     def _look(self) -> None:
+        rows: list[dict[str, Any]] = []
+        notices: dict[str, Notice] = {}
         try:
-            rows = self._rows(self._record.owner.filters())
-            shown = {row["InstanceId"] for row in rows}
-            with self._lock:
-                missing = [one for name, one in self._seen.items() if name not in shown and not one.ended]
-            rows += [row for one in missing for row in self._ask_about(one)]
-            running = [row["InstanceId"] for row in rows if row["State"]["Name"] == "running"]
-            self._notices = self._marked(running)
+            for region in self._used():
+                mine = self._rows(region, self._record.owner.filters())
+                shown = {row["InstanceId"] for row in mine}
+                with self._lock:
+                    unseen = [
+                        one
+                        for name, one in self._seen.items()
+                        if name not in shown and not one.ended and self._region_of(one) is region
+                    ]
+                mine += [row for one in unseen for row in self._ask_about(region, one)]
+                running = [row["InstanceId"] for row in mine if row["State"]["Name"] == "running"]
+                notices |= self._announced(region, running)
+                rows += mine
         except ApiError as error:
             raise error.sorted from error
+        self._notices = notices
         with self._lock:
             for row in rows:
                 self._note(row)
+        self._end_strays()
 
-    def _marked(self, running: Sequence[str]) -> dict[str, Notice]:
-        """Whose spot request says that EC2 will end it."""
+    def _end_strays(self) -> None:
+        """A request whose answer was lost may have brought nodes to a region that has been left since."""
+        home = self._held_in()
+        gone = (InstanceState.TERMINATING, InstanceState.TERMINATED)
+        self._terminate(
+            [
+                name
+                for name, one in list(self._seen.items())
+                if home is not None and one.instance.state not in gone and self._region_of(one) is not home
+            ]
+        )
+
+    def _announced(self, region: Region, running: Sequence[str]) -> dict[str, Notice]:
+        """Whose end is announced: by the queue, and by a spot request that EC2 has marked."""
         if not running:
             return {}
         filters = [
             {"Name": "instance-id", "Values": list(running)},
             {"Name": "status-code", "Values": ["marked-for-termination"]},
         ]
-        rows = self._api.pages(
+        rows = region.api.pages(
             "describe_spot_instance_requests", {"Filters": filters}, "SpotInstanceRequests"
         )
-        return {
+        marked = {
             row["InstanceId"]: Notice(
                 NoticeKind.INTERRUPTION, row["Status"]["UpdateTime"].timestamp() + NOTICE_S
             )
             for row in rows
         }
+        heard = {**region.heard(), **(self._watch.heard() if self._watch else {})}
+        # An event has the time of the warning itself, the request's mark that of its last update.
+        told = {name: notice for name, notice in heard.items() if name in running}
+        hints = {name for name, notice in told.items() if notice.kind is NoticeKind.REBALANCE}
+        return {**told, **{name: one for name, one in marked.items() if name not in told or name in hints}}
 
     def notices(self) -> Mapping[str, Notice]:
-        """What the API has announced, by name."""
+        """What the API and the queue have announced, by name."""
         return self._notices
 
     def _note(self, row: Mapping[str, Any]) -> None:
@@ -258,14 +325,14 @@ class AwsProvider(RentedProvider):
             )
         self._seen[one.instance.id] = one
 
-    def _rows(self, filters: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        reservations = self._api.pages("describe_instances", {"Filters": list(filters)}, "Reservations")
+    def _rows(self, region: Region, filters: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        reservations = region.api.pages("describe_instances", {"Filters": list(filters)}, "Reservations")
         return [row for reservation in reservations for row in reservation["Instances"]]
 
-    def _ask_about(self, one: Seen) -> list[dict[str, Any]]:
+    def _ask_about(self, region: Region, one: Seen) -> list[dict[str, Any]]:
         """An instance that the sweep by tag does not show: by its id."""
         try:
-            reply = self._api.call("describe_instances", {"InstanceIds": [one.instance.id]})
+            reply = region.api.call("describe_instances", {"InstanceIds": [one.instance.id]})
         except ApiError as error:
             if error.verdict is not Verdict.NOT_FOUND:
                 raise
@@ -283,16 +350,35 @@ class AwsProvider(RentedProvider):
 
     def _terminate(self, names: Sequence[str]) -> None:
         for name in names:  # one by one: EC2 refuses all of them if one is unknown
+            one = self._seen.get(name)
+            region = self._regions[0] if one is None else self._region_of(one)
             try:
-                self._api.call("terminate_instances", {"InstanceIds": [name]})
+                region.api.call("terminate_instances", {"InstanceIds": [name]})
             except ApiError as error:
                 if error.verdict is not Verdict.NOT_FOUND:
                     raise error.sorted from error
 
     def _end(self) -> None:
+        doubts: list[str] = []
+        for region in self._used():
+            try:
+                self._end_in(region)
+            except MaybeStillRunningError as error:  # what is in the other regions costs money, too
+                doubts.append(str(error))
+            finally:
+                region.close()
+        if self._watch is not None:
+            self._watch.stop()
+        if doubts:
+            raise MaybeStillRunningError("; ".join(doubts))
+        mark_ended(self._folder)
+
+    def _end_in(self, region: Region) -> None:
         with self._lock:
-            known = {name for name, one in self._seen.items() if not one.ended}
-        rows = terminate_until_gone(self._api, self._record.owner, known, self._settings.times.close_s)
+            known = {
+                name for name, one in self._seen.items() if not one.ended and self._region_of(one) is region
+            }
+        rows = terminate_until_gone(region.api, self._record.owner, known, self._settings.times.close_s)
         with self._lock:
             for row in rows:
                 self._note(row)
@@ -301,5 +387,4 @@ class AwsProvider(RentedProvider):
                 self._seen[name] = replace(
                     one, instance=replace(one.instance, state=InstanceState.TERMINATED)
                 )
-        remove_launch(self._api, self._record.owner, self._settings.placement_group)
-        mark_ended(self._folder)
+        remove_launch(region.api, self._record.owner, self._settings.placement_group, self._record.events)

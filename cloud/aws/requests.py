@@ -193,6 +193,16 @@ def group_rules_requests(group: str, settings: AwsSettings) -> tuple[Request, ..
     return tuple({"GroupId": group, "IpPermissions": [rule]} for rule in rules)
 
 
+def group_egress_requests(group: str, settings: AwsSettings) -> tuple[Request, ...]:
+    """AuthorizeSecurityGroupEgress: the rule that lets all out is for IP; what an adapter sends past the
+    kernel is let out to the group alone.
+
+    https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/efa-start.html
+    """
+    rule = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}
+    return ({"GroupId": group, "IpPermissions": [rule]},) if settings.efa else ()
+
+
 def key_pair_name(fingerprint: str) -> str:
     """One key pair for each key, so that another machine's key never takes its place."""
     return f"parcae-{fingerprint[:16]}"

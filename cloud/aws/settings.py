@@ -39,8 +39,13 @@ class GpuSpeed:
 
 @dataclass(frozen=True, kw_only=True)
 class AwsSettings(FleetSettings):
-    """One fleet's settings."""
+    """One fleet's settings.
 
+    `regions`: instead of `region`, several, of which one is rented in at a time. `notices` "eventbridge":
+    rule and queue are made as a second source of notices; `queue_url`: a queue that gets them already.
+    """
+
+    regions: tuple[str, ...] = ()
     instance_types: tuple[str, ...] = ()
     gpu: str = ""
     image_parameter: str = ""
@@ -49,6 +54,8 @@ class AwsSettings(FleetSettings):
     max_price_usd_per_hour: float = 0.0
     placement_group: bool = False
     efa: bool = False
+    notices: str = "metadata"
+    queue_url: str = ""
     times: Times = field(default_factory=Times)
     gpus: Mapping[str, GpuSpeed] = field(default_factory=dict)
     anchor_type: str = ""
@@ -63,3 +70,16 @@ class AwsSettings(FleetSettings):
         super().__post_init__()
         if not self.instance_types:
             raise ValueError("instance_types: name one at least")
+        if self.region and self.regions:
+            raise ValueError("regions: there is a region, too; give one of the two")
+        if len(set(self.regions)) < len(self.regions):
+            raise ValueError(f"regions: {', '.join(self.regions)} name one twice")
+        if self.notices not in ("metadata", "eventbridge"):
+            raise ValueError(f'notices: must be "metadata" or "eventbridge", not {self.notices!r}')
+        if self.queue_url and self.notices == "eventbridge":
+            raise ValueError('queue_url: with notices = "eventbridge" a queue is made; give one of the two')
+
+    @property
+    def all_regions(self) -> tuple[str, ...]:
+        """Where may be rented; an empty name is the one that every AWS tool would take."""
+        return self.regions or (self.region,)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import secrets
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cloud.aws.api import Api, ApiError
-from cloud.aws.bootstrap import HostKey, new_host_key, user_data
+from cloud.aws.bootstrap import user_data
 from cloud.aws.errors import Verdict
+from cloud.aws.event_queue import remove_queue
+from cloud.aws.launch_record import LaunchRecord
 from cloud.aws.requests import (
     GROUP_NAME,
     SHARED_TAG,
     Owner,
+    group_egress_requests,
     group_request,
     group_rules_requests,
     key_pair_name,
@@ -25,53 +25,6 @@ from cloud.aws.requests import (
 from cloud.aws.settings import AwsSettings
 from cloud.private_file import write_private
 from cloud.provider import CloudError
-
-
-@dataclass(frozen=True)
-class LaunchRecord:
-    """What must survive a crash of the launcher: who we are in the cloud, and the host key of our nodes."""
-
-    job: str
-    launch: str
-    region: str
-    host_key: HostKey
-
-    @property
-    def owner(self) -> Owner:
-        """For tags."""
-        return Owner(self.job, self.launch)
-
-    @classmethod
-    def at(cls, folder: Path, job: str, region: str) -> LaunchRecord:
-        """The record in the job's folder, or a new one, which is then on the disk."""
-        path = folder / "launch.json"
-        if path.exists():
-            return cls.read(path)
-        record = cls(job, secrets.token_hex(10), region, new_host_key())
-        write_private(path, json.dumps(asdict(record)))
-        return record
-
-    @classmethod
-    def read(cls, path: Path) -> LaunchRecord:
-        """A record as it was written."""
-        fields = json.loads(path.read_text())
-        return cls(fields["job"], fields["launch"], fields["region"], HostKey(**fields["host_key"]))
-
-
-def mark_ended(folder: Path) -> None:
-    """The API has said that nothing of this launch is left: whoever sweeps later need not ask again."""
-    if folder.is_dir():
-        write_private(folder / "ended", "")
-
-
-def mark_begun(folder: Path) -> None:
-    """From now on something of this launch may live (again)."""
-    (folder / "ended").unlink(missing_ok=True)
-
-
-def has_ended(folder: Path) -> bool:
-    """Whether a launch was seen to its end, or never began."""
-    return (folder / "ended").exists() or not (folder / "launch.json").exists()
 
 
 def client_key(home: Path) -> tuple[str, str, str]:
@@ -112,6 +65,8 @@ def ensure_group(api: Api, settings: AwsSettings, vpc: str) -> str:
         group = str(api.pages("describe_security_groups", {"Filters": named}, "SecurityGroups")[0]["GroupId"])
     for rule in group_rules_requests(group, settings):
         _unless_there(api, "authorize_security_group_ingress", rule, "InvalidPermission.Duplicate")
+    for rule in group_egress_requests(group, settings):
+        _unless_there(api, "authorize_security_group_egress", rule, "InvalidPermission.Duplicate")
     return group
 
 
@@ -131,7 +86,7 @@ def ensure_template(
     return launch_template_name(record.owner)
 
 
-def remove_launch(api: Api, owner: Owner, placement_group: bool) -> None:
+def remove_launch(api: Api, owner: Owner, placement_group: bool, events: bool) -> None:
     """Give back what belongs to one launch alone. What is gone already is no error."""
     name = launch_template_name(owner)
     calls = [("delete_launch_template", {"LaunchTemplateName": name})]
@@ -143,6 +98,11 @@ def remove_launch(api: Api, owner: Owner, placement_group: bool) -> None:
         except ApiError as error:
             if error.verdict is not Verdict.NOT_FOUND:
                 raise error.sorted from error
+    if events:
+        try:
+            remove_queue(api, owner)
+        except ApiError as error:
+            raise error.sorted from error
 
 
 def image_id(api: Api, settings: AwsSettings) -> str:

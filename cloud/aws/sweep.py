@@ -10,8 +10,9 @@ from typing import Any
 
 from cloud.aws.api import Api, ApiError
 from cloud.aws.errors import Verdict
+from cloud.aws.launch_record import LaunchRecord, has_ended, mark_ended, requests_folder, used_regions
 from cloud.aws.requests import LAUNCH_TAG, Owner
-from cloud.aws.shared import LaunchRecord, has_ended, mark_ended, remove_launch
+from cloud.aws.shared import remove_launch
 from cloud.provider import CloudError, MaybeStillRunningError
 
 _LIVE = ("pending", "running", "shutting-down", "stopping", "stopped")
@@ -102,16 +103,30 @@ def end_launch(folder: Path, timeout_s: float, pause: Callable[[float], None] = 
     if has_ended(folder):
         return []
     record = LaunchRecord.read(folder / "launch.json")
-    api = Api(record.region, pause)
+    ended: list[str] = []
+    doubts: list[str] = []
+    for region in used_regions(folder, record):
+        try:
+            ended += _end_in(Api(region, pause), record, folder, timeout_s)
+        except MaybeStillRunningError as error:  # what is in the other regions costs money, too
+            doubts.append(str(error))
+    if doubts:
+        raise MaybeStillRunningError("; ".join(doubts))
+    mark_ended(folder)
+    return sorted(ended)
+
+
+def _end_in(api: Api, record: LaunchRecord, folder: Path, timeout_s: float) -> set[str]:
     try:
         known = replay_requests(api, folder)
         live = {row["InstanceId"] for row in launch_rows(api, record.owner) if row["State"]["Name"] in _LIVE}
     except CloudError as error:
-        raise MaybeStillRunningError(f"aws: cannot see what {record.job} has left: {error}") from error
+        raise MaybeStillRunningError(
+            f"aws: cannot see what {record.job} has left in {api.region}: {error}"
+        ) from error
     terminate_until_gone(api, record.owner, known, timeout_s)
-    remove_launch(api, record.owner, placement_group=True)
-    mark_ended(folder)
-    return sorted(live | known)
+    remove_launch(api, record.owner, True, record.events)
+    return live | known
 
 
 def strangers(api: Api, launches: Collection[str]) -> list[dict[str, Any]]:
@@ -129,9 +144,11 @@ def strangers(api: Api, launches: Collection[str]) -> list[dict[str, Any]]:
     ]
 
 
-def recent_requests(folder: Path) -> list[Path]:
-    """The requests that were written down so lately that a sweep by tag may not show all yet."""
-    found = sorted((folder / "requests").glob("*.json"))
+def recent_requests(folder: Path, region: str) -> list[Path]:
+    """The CreateFleet requests that were written down so lately that a sweep by tag may not show all yet."""
+    found = sorted(requests_folder(folder, region).glob("*.json"))
+    if LaunchRecord.read(folder / "launch.json").region == region:
+        found += sorted((folder / "requests").glob("*.json"))
     return [path for path in found if time.time() - path.stat().st_mtime <= REPLAY_FOR_S]
 
 
@@ -143,7 +160,7 @@ def replay_requests(api: Api, folder: Path) -> set[str]:
     left alone, since by then the sweep by tag shows everything.
     """
     found: set[str] = set()
-    for path in recent_requests(folder):
+    for path in recent_requests(folder, api.region):
         request: Mapping[str, Any] = json.loads(path.read_text())
         anchor = path.name.startswith(ANCHOR_REQUEST)
         try:

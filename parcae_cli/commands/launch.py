@@ -54,6 +54,10 @@ def launch(
             "training goes on when this one is shut.",
         ),
     ] = "here",
+    region: Annotated[
+        str | None,
+        typer.Option(metavar="R[,R..]", help="For aws and gcp: where to rent; of several (aws) the best."),
+    ] = None,
     nodes: Annotated[int, typer.Option(metavar="N", min=1, help="How many nodes are wanted.")] = 8,
     gpus_per_node: Annotated[
         int | None,
@@ -165,7 +169,7 @@ def launch(
 
     refuse_modules_in(Path.cwd())
     check_cloud(cloud, trace)
-    settings = check_hosts(cloud, hosts) or check_fleet(cloud, fleet)
+    settings = check_hosts(cloud, hosts) or check_fleet(cloud, fleet, region)
     limits = (("--budget", budget), ("--max-hours", max_hours), ("--max-price-per-hour", max_price_per_hour))
     for option, value in (("--speed", speed), ("--interval", interval), *limits):
         if value is not None and not 0 < value < float("inf"):

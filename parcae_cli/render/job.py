@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from parcae_cli.render.output import bytes_text, duration_text, print_json, text_console, usd_text
@@ -52,6 +52,8 @@ def print_plan(plan: Mapping[str, Any]) -> None:
 
     expected = plan["expected"]
     console = text_console()
+    if len(plan.get("regions", ())) > 1:
+        _print_regions(plan["regions"])
     console.print(
         f"[bold]{plan['nodes']} x {plan['gpu']}[/] in {plan['region']} as {plan['layout']}, at least "
         f"{plan['smallest_fleet']}: {usd_text(expected['usd_per_hour'])} an hour, "
@@ -72,6 +74,23 @@ def print_plan(plan: Mapping[str, Any]) -> None:
         score = "-" if pool["placement_score"] is None else str(pool["placement_score"])
         table.add_row(pool["instance_type"], pool["zone"], f"{pool['spot_usd_per_hour']:.4f}", score)
     console.print(table)
+
+
+def _print_regions(regions: Sequence[Mapping[str, Any]]) -> None:
+    """The regions beside each other, the one to rent in first."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("region", "machine", "USD/h", "samples per USD", "placement score", "worth", "taken"):
+        table.add_column(name, style="dim")
+    for row in regions:
+        numbers = (row["spot_usd_per_hour"], row["samples_per_usd"], row["placement_score"], row["worth"])
+        texts = ["-" if value is None else f"{value:.4g}" for value in numbers]
+        taken = (
+            row["why"] if row["place"] is None else "now" if row["place"] == 1 else "when the others are out"
+        )
+        table.add_row(row["region"], row["machine"] or "-", *texts, taken)
+    text_console().print(table)
 
 
 def print_result(result: JobResult, as_json: bool) -> None:

@@ -86,10 +86,10 @@ class Machines:
         address = f"127.77.0.{self._count}"
         nic = instance.nics[0]
         nic.private_ip_address = nic.public_ip = address
-        pool = Pool("us-east-1a", instance.instance_type, 1, 0.0, 0.0)
+        pool = Pool(instance.placement or "us-east-1a", instance.instance_type, 1, 0.0, 0.0)
         mine = Instance(instance.id, instance.id, "", "", pool, InstanceState.RUNNING, time.time())
         config = json.loads(_text(instance.user_data).removeprefix("#cloud-config\n"))
-        public = self._front.backend.key_pairs[instance.key_name].material_public
+        public = self._front.backends[instance.region_name].key_pairs[instance.key_name].material_public
         node = LocalNode(
             mine,
             self._root / instance.id,

@@ -10,58 +10,69 @@ from typing import Any
 from cloud.anchor import AnchorPlan
 from cloud.aws import bootstrap
 from cloud.aws.anchor import anchor_lives as _anchor_lives
-from cloud.aws.anchor import anchor_settings, anchor_subnets, anchor_type, rent_anchor
 from cloud.aws.anchor import end_anchor as _end_anchor
 from cloud.aws.api import Api, ApiError
-from cloud.aws.market import Offer, check_quota, offers
+from cloud.aws.event_requests import policy_request, queue_request, rule_request, target_request
+from cloud.aws.launch_record import LaunchRecord, RegionPools, Rental, used_regions
+from cloud.aws.market import spot_prices
 from cloud.aws.provider import AwsProvider
+from cloud.aws.region import Region
 from cloud.aws.requests import (
     JOB_TAG,
     Owner,
-    anchor_request,
+    Request,
     fleet_request,
+    group_egress_requests,
     group_request,
     group_rules_requests,
     key_pair_request,
     launch_template_request,
+    placement_group_request,
 )
 from cloud.aws.settings import AwsSettings
-from cloud.aws.shared import LaunchRecord, client_key, image_id
+from cloud.aws.shared import image_id
 from cloud.aws.sweep import end_launch, strangers
 from runtime.control.job.job import LaunchRequest
 from runtime.control.job.journal import Journal
 from runtime.control.providers import ProviderSetup
+from runtime.control.providers.aws_anchor import anchor_plan, anchor_told
+from runtime.control.providers.aws_choice import Decision, decide, decided
 from runtime.control.providers.rented import (
     SWEEP_WITHIN_S,
     BootedNode,
-    Candidate,
-    Choice,
-    backup_bytes,
-    choose,
     expectation,
     launch_files,
     read_settings,
     rented_setup,
 )
-from runtime.planning.errors import InputError
-from runtime.planning.model import DeviceSpec, ModelSpec
+from runtime.planning.model import ModelSpec
 
 
 def setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) -> ProviderSetup:
     """Look at the market, choose, and write down who we are in the cloud. Nothing is rented yet.
+
+    A job that is resumed keeps the machine and the regions that it was planned for: its nodes may live there.
 
     Raises:
         InputError: the settings are wrong, or the model fits none of the GPUs.
         CloudError: the library, credentials, region, quota or capacity is missing.
     """
     settings = read_settings(AwsSettings, request)
-    api = Api(settings.region)
-    choice, offer, vpc = _choose(api, settings, request, spec)
     folder = journal.job_folder(request.name) / "aws"
-    record = LaunchRecord.at(folder, request.name, api.region)
+    known = any(job.name == request.name for job in journal.jobs())  # then it is being resumed
+    before = _rental_before(folder) if known else None
+    if before is not None:
+        decision = decided(_priced(before), settings, request, spec)
+    else:
+        decision = decide(settings, request, spec)
+    choice, rental = decision.choice, decision.rental
+    home = rental.regions[0].region
+    record = LaunchRecord.at(folder, request.name, home, settings.notices == "eventbridge", rental)
+    regions = [Region(Api(pools.region), pools.vpc, pools.plans) for pools in rental.regions]
     provider = AwsProvider(
-        api, settings, record, offer.pools, vpc, folder, request.home, choice.smallest, wanted=request.nodes
-    )
+        regions, settings, record, folder, request.home, choice.smallest,
+        wanted=request.nodes, gpus=request.gpus_per_node,
+    )  # fmt: skip
     environment = {
         "PARCAE_LEASE_FILE": f"$HOME/{bootstrap.LEASE}",
         "AWS_EC2_METADATA_SERVICE_ENDPOINT": "${AWS_EC2_METADATA_SERVICE_ENDPOINT:-http://169.254.169.254}",
@@ -71,8 +82,9 @@ def setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) -> Provider
     )
     market = (
         f"{one.key}: {one.pool.spot_usd_per_hour:.4g} USD an hour, "
-        f"placement score {offer.scores.get(one.pool.zone, 'not told')}"
-        for one in offer.pools
+        f"placement score {pools.scores.get(one.pool.zone, 'not told')}"
+        for pools in rental.regions
+        for one in pools.plans
     )
     return rented_setup(provider, settings.times, choice, start, market)
 
@@ -80,63 +92,34 @@ def setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) -> Provider
 def plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any]:
     """What a launch would rent, expect and send: reading calls only, nothing is made."""
     settings = read_settings(AwsSettings, request)
-    api = Api(settings.region)
-    choice, offer, vpc = _choose(api, settings, request, spec)
-    expected = expectation(request, choice)
+    decision = decide(settings, request, spec)
+    home = decision.rental.regions[0]
     try:
-        image = image_id(api, settings)
+        image = image_id(Api(home.region), settings)
     except ApiError as error:
         raise error.sorted from error
-    owner, group = Owner(request.name, "LAUNCH"), "GROUP"
-    user_data = bootstrap.user_data(settings, bootstrap.HostKey("(made at launch)", "(made at launch)"))
-    least = min(choice.smallest, choice.wanted)
-    sent = [
-        ("import_key_pair", key_pair_request("parcae-KEY", "(the public half of PARCAE_HOME/aws/ssh_key)")),
-        ("create_security_group", group_request(vpc)),
-        *(("authorize_security_group_ingress", rule) for rule in group_rules_requests(group, settings)),
-        (
-            "create_launch_template",
-            launch_template_request(owner, settings, image, "parcae-KEY", group, user_data),
-        ),
-        ("create_fleet", fleet_request(owner, settings, offer.pools, choice.wanted, least, "TOKEN")),
-    ]
-    anchor_told: dict[str, Any] = {}
+    expected = expectation(request, decision.choice)
+    sent = _sent(request, settings, decision, home, image)
+    told: dict[str, Any] = {}
     if request.anchor == "cloud":
-        rented = _anchor_plan(api, settings, request, spec, offer, vpc, Path())
-        told = bootstrap.user_data(
-            anchor_settings(settings),
-            bootstrap.HostKey("(made at launch)", "(made at launch)"),
-            settings.times.anchor_longest_s,
-        )
-        subnet = offer.pools[0].subnet
-        arguments = anchor_request(
-            owner, settings.anchor_profile, rented.kind, settings.anchor_image or "(that of its parameter)",
-            "parcae-KEY", group, subnet, told, "TOKEN",
-        )  # fmt: skip
+        rented = anchor_plan(Api(home.region), settings, request, spec, home, Path())
+        told, arguments = anchor_told(rented, settings, Owner(request.name, "LAUNCH"), home)
         sent.insert(3, ("run_instances", arguments))
-        anchor_told = {
-            "anchor": {
-                "instance_type": rented.kind,
-                "zone": rented.zone,
-                "usd_per_hour": rented.usd_per_hour,
-                "memory_bytes": rented.memory_bytes,
-                "needed_bytes": rented.needed_bytes,
-            }
-        }
         expected["expected"]["usd"] += expected["expected"]["hours"] * rented.usd_per_hour
         expected["expected"]["usd_per_hour"] += rented.usd_per_hour
     return {
-        **anchor_told,
-        "region": api.region,
-        "gpu": offer.name,
+        **told,
+        "region": home.region,
+        "regions": decision.comparison(),
+        "gpu": decision.choice.candidate.name,
         "pools": [
             {
                 "instance_type": one.pool.instance_type,
                 "zone": one.pool.zone,
                 "spot_usd_per_hour": one.pool.spot_usd_per_hour,
-                "placement_score": offer.scores.get(one.pool.zone),
+                "placement_score": home.scores.get(one.pool.zone),
             }
-            for one in offer.pools
+            for one in home.plans
         ],
         **expected,
         "requests": [{"call": call, "arguments": _printable(arguments)} for call, arguments in sent],
@@ -150,51 +133,8 @@ def anchor(request: LaunchRequest, spec: ModelSpec, folder: Path) -> AnchorPlan:
         InputError, CloudError: as for `setup`; or there is no profile, or no type with memory enough.
     """
     settings = read_settings(AwsSettings, request)
-    api = Api(settings.region)
-    _, offer, vpc = _choose(api, settings, request, spec)
-    return _anchor_plan(api, settings, request, spec, offer, vpc, folder)
-
-
-def _anchor_plan(
-    api: Api,
-    settings: AwsSettings,
-    request: LaunchRequest,
-    spec: ModelSpec,
-    offer: Offer,
-    vpc: str,
-    folder: Path,
-) -> AnchorPlan:
-    """Nothing is written before `rent` is called, but for the folder of a job that is to begin."""
-    if not settings.anchor_profile:
-        raise InputError(
-            "--anchor cloud: the anchor calls EC2 by itself, and your own keys are not copied there: name an "
-            "instance profile (anchor_profile = ..) in the file of --fleet, or leave out --anchor cloud"
-        )
-    needed = backup_bytes(request, spec)
-    try:
-        kind, facts = anchor_type(settings, needed)
-    except ValueError as error:
-        raise InputError(f"the settings of --cloud aws (--fleet, templates/fleets): {error}") from error
-    subnets = anchor_subnets(offer.pools)
-    own, files = folder / "anchor", {}
-    if folder != Path():
-        nodes = folder / "aws"
-        LaunchRecord.at(nodes, request.name, api.region)
-        private, _, _ = client_key(own)
-        record = (nodes / "launch.json").read_text()
-        files = {f"jobs/{request.name}/aws/launch.json": record, "aws/ssh_key": private}
-    return AnchorPlan(
-        kind,
-        subnets[0][0],
-        facts.usd_per_hour,
-        facts.memory_bytes,
-        needed,
-        settings.times.anchor_linger_s,
-        settings.times.boot_s,
-        lambda: rent_anchor(api, settings, own, request.name, kind, facts.usd_per_hour, subnets, vpc),
-        files,
-        {**request.fleet, "region": api.region, "inside": True},
-    )
+    home = decide(settings, request, spec).rental.regions[0]
+    return anchor_plan(Api(home.region), settings, request, spec, home, folder)
 
 
 def anchor_lives(folder: Path) -> bool:
@@ -215,6 +155,60 @@ def end_anchor(folder: Path) -> list[str]:
     return _end_anchor(folder, SWEEP_WITHIN_S)
 
 
+def _sent(
+    request: LaunchRequest, settings: AwsSettings, decision: Decision, home: RegionPools, image: str
+) -> list[tuple[str, Request]]:
+    """The calls that make or rent something, in order. What is only known at a launch is in capitals."""
+    owner, group, choice = Owner(request.name, "LAUNCH"), "GROUP", decision.choice
+    user_data = bootstrap.user_data(settings, bootstrap.HostKey("(made at launch)", "(made at launch)"))
+    made: list[tuple[str, Request]] = [
+        ("import_key_pair", key_pair_request("parcae-KEY", "(the public half of PARCAE_HOME/aws/ssh_key)")),
+        ("create_security_group", group_request(home.vpc)),
+        *(("authorize_security_group_ingress", rule) for rule in group_rules_requests(group, settings)),
+        *(("authorize_security_group_egress", rule) for rule in group_egress_requests(group, settings)),
+        (
+            "create_launch_template",
+            launch_template_request(owner, settings, image, "parcae-KEY", group, user_data),
+        ),
+    ]
+    if settings.placement_group:
+        made.append(("create_placement_group", placement_group_request(owner)))
+    if settings.notices == "eventbridge":
+        made += [
+            ("create_queue", queue_request(owner)),
+            ("put_rule", rule_request(owner)),
+            ("set_queue_attributes", policy_request("QUEUE-URL", "QUEUE-ARN", "RULE-ARN")),
+            ("put_targets", target_request(owner, "QUEUE-ARN")),
+        ]
+    least = min(choice.smallest, choice.wanted)
+    made.append(("create_fleet", fleet_request(owner, settings, home.plans, choice.wanted, least, "TOKEN")))
+    return made
+
+
+def _rental_before(folder: Path) -> Rental | None:
+    """What the job was planned for by its last launcher."""
+    path = folder / "launch.json"
+    return LaunchRecord.read(path).rental if path.exists() else None
+
+
+def _priced(rental: Rental) -> Rental:
+    """With today's prices, where they can be had: what is rented from now on costs those."""
+    regions = []
+    for pools in rental.regions:
+        try:
+            prices = spot_prices(Api(pools.region), sorted({one.pool.instance_type for one in pools.plans}))
+        except ApiError:
+            prices = {}
+        plans = tuple(
+            replace(one, pool=replace(one.pool, spot_usd_per_hour=price))
+            if (price := prices.get((one.pool.instance_type, one.pool.zone)))
+            else one
+            for one in pools.plans
+        )
+        regions.append(replace(pools, plans=plans))
+    return replace(rental, regions=tuple(regions))
+
+
 def sweep(folder: Path) -> list[str]:
     """Terminate what a launch has left, by the records in its folder; the ids of what lived.
 
@@ -227,8 +221,13 @@ def sweep(folder: Path) -> list[str]:
 def foreign_instances(folders: Sequence[Path]) -> list[dict[str, str]]:
     """Live instances of Parcae, in the regions that these launches used, that belong to none of them."""
     records = [LaunchRecord.read(path) for path in launch_files(folders)]
+    regions = {
+        region
+        for folder, record in zip((path.parent for path in launch_files(folders)), records, strict=True)
+        for region in used_regions(folder, record)
+    }
     found = []
-    for region in sorted({record.region for record in records}):
+    for region in sorted(regions):
         for row in strangers(Api(region), {record.launch for record in records}):
             tags = {tag["Key"]: tag["Value"] for tag in row.get("Tags", [])}
             found.append(
@@ -248,44 +247,3 @@ def _printable(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _printable(item) for key, item in value.items()}
     return [_printable(item) for item in value] if isinstance(value, list) else value
-
-
-def _choose(
-    api: Api, settings: AwsSettings, request: LaunchRequest, spec: ModelSpec
-) -> tuple[Choice, Offer, str]:
-    """The GPU to rent, what is offered of it, and the VPC.
-
-    Raises:
-        InputError: no GPU can hold the model; the message shows the arithmetic for each.
-        CloudError: nothing is offered, or the quota does not allow the smallest fleet.
-    """
-    try:
-        found, vpc = offers(api, settings, request.nodes)
-    except ApiError as error:
-        raise error.sorted from error
-    choice = choose(
-        request,
-        [
-            Candidate(offer.name, tuple(one.pool for one in offer.pools), _on_device(spec, offer, settings))
-            for offer in found
-        ],
-    )
-    check_quota(api, {pool.instance_type for pool in choice.candidate.pools}, choice.smallest)
-    return choice, next(offer for offer in found if offer.name == choice.candidate.name), vpc
-
-
-def _on_device(spec: ModelSpec, offer: Offer, settings: AwsSettings) -> ModelSpec:
-    pool = offer.pools[0].pool
-    price = replace(
-        spec.price,
-        spot_usd_per_hour=pool.spot_usd_per_hour,
-        on_demand_usd_per_hour=pool.on_demand_usd_per_hour,
-    )
-    if settings.device == "model":
-        return replace(spec, price=price)
-    speed = settings.gpus.get(offer.gpu)
-    if speed is None:
-        known = ", ".join(sorted(settings.gpus))
-        raise InputError(f"--fleet: [gpus.{offer.gpu}] is missing: give its speed as for {known}")
-    device = DeviceSpec(offer.gpu, offer.gpu_memory_bytes, speed.flops_per_s, speed.link_bytes_per_s)
-    return replace(spec, price=price, device=device)

@@ -49,11 +49,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The candidate that was chosen, and how many nodes the user's limits allow."""
+    """The candidate that was chosen, how many nodes the user's limits allow, and what it was chosen for."""
 
     candidate: Candidate
     profile: Profile
     wanted: int
+    samples_per_usd: float = 0.0
 
     @property
     def spec(self) -> ModelSpec:
@@ -99,9 +100,10 @@ def choose(request: LaunchRequest, candidates: Iterable[Candidate]) -> Choice:
             refusals.append(_refusal(one, profile, wanted, request))
             continue
         cheapest = min(pool.spot_usd_per_hour for pool in one.pools)
-        value = profile.samples_per_s(layout) / max(cheapest * instances_needed(layout, one.gpus), 1e-9)
+        usd_per_s = cheapest * instances_needed(layout, one.gpus) / 3600
+        value = profile.samples_per_s(layout) / max(usd_per_s, 1e-9)
         if value > best_value:
-            best, best_value = Choice(one, profile, wanted), value
+            best, best_value = Choice(one, profile, wanted, value), value
     if best is None:
         raise InputError(f"{request.model} cannot be trained there: {'; '.join(refusals)}")
     return best

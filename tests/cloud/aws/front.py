@@ -8,7 +8,6 @@ injected errors, eventual consistency, interruptions, placement scores, quotas a
 from __future__ import annotations
 
 import io
-import json
 import os
 import threading
 import time
@@ -17,8 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.cloud.aws.answers import REGION, RefusedCall, error, json_error, region_of, send
+from tests.cloud.aws.services import Services
+
 ACCOUNT = "123456789012"
-REGION = "us-east-1"
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "x",
     "AWS_SECRET_ACCESS_KEY": "x",
@@ -28,16 +29,7 @@ ENVIRONMENT = {
     "AWS_CONFIG_FILE": os.devnull,
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
 }
-IMAGE = "ami-12c6146b"  # one that moto knows
 TOKENED = ("RunInstances", "CreateFleet", "CreateLaunchTemplate")
-
-
-class RefusedCall(Exception):
-    """What the front answers with an error document."""
-
-    def __init__(self, code: str, message: str = "injected", status: int = 400) -> None:
-        super().__init__(code)
-        self.code, self.message, self.status = code, message, status
 
 
 @dataclass
@@ -64,7 +56,10 @@ class Front:
     quota_vcpus: float = 10**6
     invisible_s: float = 0.0
     shutting_down_s: float = 0.0
+    scores: dict[str, int] = field(default_factory=dict)  # by region, instead of what the capacity says
+    down: dict[str, str] = field(default_factory=dict)  # regions where every call is refused with this code
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    called: list[str] = field(default_factory=list)  # the region of each
     # Called with moto's instance when a fleet has brought it, and when it ends.
     on_launch: Callable[[Any], None] = lambda instance: None
     on_end: Callable[[Any], None] = lambda instance: None
@@ -79,8 +74,10 @@ class Front:
 
         self._inner = DomainDispatcherApplication(create_backend_app)
         self._model = get_service_model("ec2")
-        self.backend = ec2_backends[ACCOUNT][REGION]
-        self._tokens: dict[tuple[str, str], tuple[str, bytes]] = {}
+        self.backends = ec2_backends[ACCOUNT]
+        self.backend = self.backends[REGION]
+        self.services = Services(ACCOUNT)
+        self._tokens: dict[tuple[str, str, str], tuple[str, bytes]] = {}
         self._born_s: dict[str, float] = {}
         self._ending_s: dict[str, float] = {}
         self._groups: dict[str, dict[str, Any]] = {}
@@ -90,12 +87,29 @@ class Front:
 
     def live(self) -> list[Any]:
         """moto's instances that cost money."""
-        return [one for one in self.backend.all_instances() if one._state.name in ("pending", "running")]
+        return [
+            one
+            for region in list(self.backends)
+            for one in self.backends[region].all_instances()
+            if one._state.name in ("pending", "running")
+        ]
+
+    def instance(self, name: str) -> Any:
+        """moto's instance, wherever it is."""
+        for region in list(self.backends):
+            for one in self.backends[region].all_instances():
+                if one.id == name:
+                    return one
+        raise KeyError(name)
+
+    def announce(self, name: str, kind: str) -> None:
+        """EventBridge has an event about an instance: `kind` is its detail type."""
+        self.services.announce(self.instance(name).region_name, name, kind)
 
     def interrupt(self, name: str) -> None:
         """EC2 takes the instance back now: what an account sees after the two minutes."""
-        instance = self.backend.get_instance(name)
-        self.backend.terminate_instances([name])
+        instance = self.instance(name)
+        self.backends[instance.region_name].terminate_instances([name])
         instance.state_reason.code = "Server.SpotInstanceTermination"
         instance.state_reason.message = "Server.SpotInstanceTermination: Spot instance termination"
         self.on_end(instance)
@@ -109,6 +123,10 @@ class Front:
         """The arguments of every call of one action so far."""
         return [arguments for action, arguments in self.calls if action == name]
 
+    def regions_of(self, name: str) -> list[str]:
+        """To which regions the calls of one action went."""
+        return [region for (action, _), region in zip(self.calls, self.called, strict=True) if action == name]
+
     def zones(self, kind: str) -> dict[str, int]:
         """What is left of one type's capacity."""
         return {zone: left for (name, zone), left in self.capacity.items() if name == kind}
@@ -120,15 +138,12 @@ class Front:
         environ["wsgi.input"] = io.BytesIO(raw)
         target = environ.get("HTTP_X_AMZ_TARGET", "")
         if target:
-            answer = self._json(target, raw)
-            if answer is not None:
-                return _send(start, *answer, kind="application/x-amz-json-1.1")
-            return list(self._inner(environ, start))
+            return self._json(target, raw, environ, start)
         form = dict(urllib.parse.parse_qsl(raw.decode(), keep_blank_values=True))
         try:
-            return _send(start, 200, self._ec2(form.get("Action", ""), form, environ))
+            return send(start, 200, self._ec2(form.get("Action", ""), form, environ))
         except RefusedCall as refused:
-            return _send(start, refused.status, _error(refused.code, refused.message))
+            return send(start, refused.status, error(refused.code, refused.message))
 
     def _ec2(self, action: str, form: dict[str, str], environ: dict[str, Any]) -> bytes:
         from botocore.validate import ParamValidator
@@ -141,7 +156,12 @@ class Front:
         problems = ParamValidator().validate(arguments, operation.input_shape)
         if problems.has_errors():
             raise RefusedCall("InvalidParameterValue", problems.generate_report())
-        self.calls.append((action, arguments))
+        region = region_of(environ)
+        with self._lock:
+            self.calls.append((action, arguments))
+            self.called.append(region)
+        if region in self.down:
+            raise RefusedCall(self.down[region], "this region is not for you")
         self.hold(action)
         fault = next((one for one in self.faults if one.action in (action, "*") and one.times > 0), None)
         if fault is not None:
@@ -159,7 +179,8 @@ class Front:
         self, action: str, arguments: dict[str, Any], form: dict[str, str], environ: dict[str, Any]
     ) -> bytes:
         """The same token again brings the same answer; with other arguments it is refused."""
-        key, same = (action, arguments.get("ClientToken", "")), repr(sorted(form.items()))
+        key = action, arguments.get("ClientToken", ""), region_of(environ)
+        same = repr(sorted(form.items()))
         if action in TOKENED and key[1] and key in self._tokens:
             before, body = self._tokens[key]
             if before != same:
@@ -198,13 +219,16 @@ class Front:
 
     def _do_GetSpotPlacementScores(self, arguments: dict[str, Any], *_: Any) -> bytes:
         scores = []
-        for zone in self.backend.describe_availability_zones():
-            left = max(self._left(kind, zone.name) for kind in arguments["InstanceTypes"])
-            score = min(10, max(1, left * 10 // arguments["TargetCapacity"]))
-            scores.append({"Region": REGION, "AvailabilityZoneId": zone.zone_id, "Score": score})
+        for region in arguments["RegionNames"]:
+            for zone in self.backends[region].describe_availability_zones():
+                left = max(self._left(kind, zone.name) for kind in arguments["InstanceTypes"])
+                score = self.scores.get(region, min(10, max(1, left * 10 // arguments["TargetCapacity"])))
+                scores.append({"Region": region, "AvailabilityZoneId": zone.zone_id, "Score": score})
         return self._answer("GetSpotPlacementScores", {"SpotPlacementScores": scores})
 
-    def _do_DescribeSpotPriceHistory(self, arguments: dict[str, Any], *_: Any) -> bytes:
+    def _do_DescribeSpotPriceHistory(
+        self, arguments: dict[str, Any], environ: dict[str, Any], *_: Any
+    ) -> bytes:
         from datetime import UTC, datetime
 
         rows = [
@@ -216,7 +240,7 @@ class Front:
                 "Timestamp": datetime.now(UTC),
             }
             for kind in arguments["InstanceTypes"]
-            for zone in self.backend.describe_availability_zones()
+            for zone in self.backends[region_of(environ)].describe_availability_zones()
         ]
         return self._answer("DescribeSpotPriceHistory", {"SpotPriceHistory": rows})
 
@@ -256,7 +280,7 @@ class Front:
         self, arguments: dict[str, Any], environ: dict[str, Any], form: dict[str, str]
     ) -> bytes:
         name = arguments.get("LaunchTemplateName")
-        if name is not None and name not in self.backend.launch_template_name_to_ids:
+        if name is not None and name not in self.backends[region_of(environ)].launch_template_name_to_ids:
             raise RefusedCall("InvalidLaunchTemplateName.NotFoundException", str(name))
         return self._forward(environ, form)
 
@@ -294,7 +318,7 @@ class Front:
         body = self._forward(environ, form)
         for name in arguments["InstanceIds"]:
             self._ending_s.setdefault(name, time.monotonic())
-            self.on_end(self.backend.get_instance(name))
+            self.on_end(self.instance(name))
         return body
 
     def _do_RunInstances(
@@ -311,6 +335,7 @@ class Front:
     def _do_CreateFleet(
         self, arguments: dict[str, Any], environ: dict[str, Any], form: dict[str, str]
     ) -> bytes:
+        backend = self.backends[region_of(environ)]
         wanted = arguments["TargetCapacitySpecification"]["TotalTargetCapacity"]
         spot = arguments.get("SpotOptions", {})
         least = spot.get("MinTargetCapacity", 0)
@@ -319,7 +344,7 @@ class Front:
         (config,) = arguments["LaunchTemplateConfigs"]
         pools = []
         for number, override in enumerate(config["Overrides"], 1):
-            zone = self.backend.get_subnet(override["SubnetId"]).availability_zone
+            zone = backend.get_subnet(override["SubnetId"]).availability_zone
             pools.append((self._left(override["InstanceType"], zone), -number, override, zone))
         errors = [
             {
@@ -348,7 +373,7 @@ class Front:
         capacity = "TargetCapacitySpecification."
         inner |= {f"{capacity}TotalTargetCapacity": str(count), f"{capacity}SpotTargetCapacity": str(count)}
         self._forward(environ, inner)
-        fleet = list(self.backend.fleets.values())[-1]
+        fleet = list(backend.fleets.values())[-1]
         names = []
         for request in fleet.spot_requests:
             names.append(request.instance.id)
@@ -367,33 +392,28 @@ class Front:
     def _left(self, kind: str, zone: str) -> int:
         return self.capacity.get((kind, zone), self.default_capacity)
 
-    def _json(self, target: str, raw: bytes) -> tuple[int, bytes] | None:
+    def _json(
+        self, target: str, raw: bytes, environ: dict[str, Any], start: Callable[..., Any]
+    ) -> list[bytes]:
         """Services other than EC2."""
-        action = target.split(".")[-1]
-        self.calls.append((action, json.loads(raw or b"{}")))
-        fault = next((one for one in self.faults if one.action == action and one.times > 0), None)
-        if fault is not None:
-            fault.times -= 1
-            return fault.status, json.dumps({"__type": fault.code, "message": fault.message}).encode()
-        if action == "GetServiceQuota":
-            return 200, json.dumps({"Quota": {"Value": self.quota_vcpus, **json.loads(raw)}}).encode()
-        if action == "GetParameter":
-            name = json.loads(raw)["Name"]
-            return 200, json.dumps({"Parameter": {"Name": name, "Value": IMAGE, "Type": "String"}}).encode()
-        return None
-
-
-def _send(
-    start: Callable[..., Any], status: int, body: bytes, kind: str = "text/xml;charset=UTF-8"
-) -> list[bytes]:
-    start(f"{status} X", [("content-type", kind), ("content-length", str(len(body)))])
-    return [body]
-
-
-def _error(code: str, message: str) -> bytes:
-    from xml.sax.saxutils import escape
-
-    return (
-        f"<?xml version='1.0'?><Response><Errors><Error><Code>{escape(code)}</Code><Message>{escape(message)}"
-        "</Message></Error></Errors><RequestID>req-1</RequestID></Response>"
-    ).encode()
+        kind = environ.get("CONTENT_TYPE", "application/x-amz-json-1.1")
+        action, region = target.split(".")[-1], region_of(environ)
+        try:
+            service, arguments = self.services.checked(target, raw)
+            with self._lock:
+                self.calls.append((action, arguments))
+                self.called.append(region)
+            fault = next((one for one in self.faults if one.action == action and one.times > 0), None)
+            if fault is not None:
+                fault.times -= 1
+                raise RefusedCall(fault.code, fault.message, fault.status)
+            if region in self.down:
+                raise RefusedCall(self.down[region], "this region is not for you")
+        except RefusedCall as refused:
+            return send(start, refused.status, json_error(refused), kind)
+        except ValueError as problem:
+            return send(start, 400, json_error(RefusedCall("ValidationException", str(problem))), kind)
+        answer = self.services.answer(service, action, arguments, self.quota_vcpus)
+        if answer is not None:
+            return send(start, 200, answer, kind)
+        return list(self._inner(environ, start))

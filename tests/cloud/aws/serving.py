@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.cloud.aws.front import ACCOUNT, Front
+from tests.cloud.aws.services import Services
 
 
 @contextmanager
@@ -31,3 +32,4 @@ def reset() -> None:
 
     for region in ec2_backends[ACCOUNT].values():
         region.reset()
+    Services(ACCOUNT).reset()

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from cloud.aws.api import Api
+from cloud.aws.launch_record import LaunchRecord
 from cloud.aws.market import check_quota, offers
 from cloud.aws.provider import AwsProvider
+from cloud.aws.region import Region
 from cloud.aws.settings import AwsSettings
-from cloud.aws.shared import LaunchRecord
 from cloud.aws.sweep import replay_requests, terminate_until_gone
 from cloud.provider import CloudError, CredentialsError, MaybeStillRunningError, QuotaError
 from cloud.types import InstanceState, Notice, NoticeKind
@@ -36,7 +37,8 @@ def provider(
     api = Api(pause=(pauses if pauses is not None else []).append)
     found, vpc = offers(api, chosen, 4)
     record = LaunchRecord.at(tmp_path / "aws", "job", api.region)
-    return AwsProvider(api, chosen, record, found[0].pools, vpc, tmp_path / "aws", tmp_path, smallest)
+    region = Region(api, vpc, found[0].pools)
+    return AwsProvider([region], chosen, record, tmp_path / "aws", tmp_path, smallest)
 
 
 def test_a_life_from_launch_to_termination(ec2: Front, tmp_path: Path) -> None:
