@@ -17,9 +17,10 @@ from typing import Any, Protocol
 import pytest
 
 from cloud.aws.api import Api as AwsApi
+from cloud.aws.launch_record import LaunchRecord as AwsRecord
 from cloud.aws.market import offers
 from cloud.aws.provider import AwsProvider
-from cloud.aws.shared import LaunchRecord as AwsRecord
+from cloud.aws.region import Region
 from cloud.gcp.api import Api as GcpApi
 from cloud.gcp.launch_record import LaunchRecord as GcpRecord
 from cloud.gcp.market import prospects
@@ -195,7 +196,7 @@ class AwsPlace:
             self._market = offers(api, chosen, 4)
         found, vpc = self._market
         record = AwsRecord.at(self.folder, "job", api.region)
-        return AwsProvider(api, chosen, record, found[0].pools, vpc, self.folder, self._root)
+        return AwsProvider([Region(api, vpc, found[0].pools)], chosen, record, self.folder, self._root)
 
     def live(self) -> set[str]:
         ending = {

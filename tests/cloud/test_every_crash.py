@@ -77,7 +77,7 @@ RENTS = ("create_fleet", "RegionInstancesClient bulk_insert", "wait for it")
 
 async def live(provider: Any, journal: Life, hangman: Hangman, tokens: list[str]) -> None:
     """Rent two, give one back, rent another, and come to an orderly end."""
-    api = provider._api
+    api = provider._regions[0].api if provider.name == "aws" else provider._api
     if provider.name == "aws":
         api.call = hangman.around(api.call, lambda operation, *_: str(operation))
     else:

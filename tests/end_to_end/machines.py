@@ -89,7 +89,7 @@ class Machines:
         pool = Pool(instance.placement or "us-east-1a", instance.instance_type, 1, 0.0, 0.0)
         mine = Instance(instance.id, instance.id, "", "", pool, InstanceState.RUNNING, time.time())
         config = json.loads(_text(instance.user_data).removeprefix("#cloud-config\n"))
-        public = self._front.backends[instance.region_name].key_pairs[instance.key_name].material_public
+        public = instance.ec2_backend.key_pairs[instance.key_name].material_public
         node = LocalNode(
             mine,
             self._root / instance.id,

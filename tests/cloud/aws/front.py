@@ -57,7 +57,6 @@ class Front:
     invisible_s: float = 0.0
     shutting_down_s: float = 0.0
     scores: dict[str, int] = field(default_factory=dict)  # by region, instead of what the capacity says
-    down: dict[str, str] = field(default_factory=dict)  # regions where every call is refused with this code
     calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     called: list[str] = field(default_factory=list)  # the region of each
     # Called with moto's instance when a fleet has brought it, and when it ends.
@@ -87,29 +86,23 @@ class Front:
 
     def live(self) -> list[Any]:
         """moto's instances that cost money."""
-        return [
-            one
-            for region in list(self.backends)
-            for one in self.backends[region].all_instances()
-            if one._state.name in ("pending", "running")
-        ]
+        return [one for one in self._instances() if one._state.name in ("pending", "running")]
+
+    def _instances(self) -> list[Any]:
+        return [one for name in list(self.backends) for one in self.backends[name].all_instances()]
 
     def instance(self, name: str) -> Any:
         """moto's instance, wherever it is."""
-        for region in list(self.backends):
-            for one in self.backends[region].all_instances():
-                if one.id == name:
-                    return one
-        raise KeyError(name)
+        return next(one for one in self._instances() if one.id == name)
 
     def announce(self, name: str, kind: str) -> None:
-        """EventBridge has an event about an instance: `kind` is its detail type."""
-        self.services.announce(self.instance(name).region_name, name, kind)
+        """EventBridge has an event."""
+        self.services.announce(self.instance(name).ec2_backend.region_name, name, kind)
 
     def interrupt(self, name: str) -> None:
         """EC2 takes the instance back now: what an account sees after the two minutes."""
         instance = self.instance(name)
-        self.backends[instance.region_name].terminate_instances([name])
+        self.backends[instance.ec2_backend.region_name].terminate_instances([name])
         instance.state_reason.code = "Server.SpotInstanceTermination"
         instance.state_reason.message = "Server.SpotInstanceTermination: Spot instance termination"
         self.on_end(instance)
@@ -126,10 +119,6 @@ class Front:
     def regions_of(self, name: str) -> list[str]:
         """To which regions the calls of one action went."""
         return [region for (action, _), region in zip(self.calls, self.called, strict=True) if action == name]
-
-    def zones(self, kind: str) -> dict[str, int]:
-        """What is left of one type's capacity."""
-        return {zone: left for (name, zone), left in self.capacity.items() if name == kind}
 
     # --- WSGI
 
@@ -160,8 +149,6 @@ class Front:
         with self._lock:
             self.calls.append((action, arguments))
             self.called.append(region)
-        if region in self.down:
-            raise RefusedCall(self.down[region], "this region is not for you")
         self.hold(action)
         fault = next((one for one in self.faults if one.action in (action, "*") and one.times > 0), None)
         if fault is not None:
@@ -226,9 +213,7 @@ class Front:
                 scores.append({"Region": region, "AvailabilityZoneId": zone.zone_id, "Score": score})
         return self._answer("GetSpotPlacementScores", {"SpotPlacementScores": scores})
 
-    def _do_DescribeSpotPriceHistory(
-        self, arguments: dict[str, Any], environ: dict[str, Any], *_: Any
-    ) -> bytes:
+    def _do_DescribeSpotPriceHistory(self, arguments: dict[str, Any], environ: Any, *_: Any) -> bytes:
         from datetime import UTC, datetime
 
         rows = [
@@ -407,13 +392,9 @@ class Front:
             if fault is not None:
                 fault.times -= 1
                 raise RefusedCall(fault.code, fault.message, fault.status)
-            if region in self.down:
-                raise RefusedCall(self.down[region], "this region is not for you")
         except RefusedCall as refused:
             return send(start, refused.status, json_error(refused), kind)
         except ValueError as problem:
             return send(start, 400, json_error(RefusedCall("ValidationException", str(problem))), kind)
         answer = self.services.answer(service, action, arguments, self.quota_vcpus)
-        if answer is not None:
-            return send(start, 200, answer, kind)
-        return list(self._inner(environ, start))
+        return list(self._inner(environ, start)) if answer is None else send(start, 200, answer, kind)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+from datetime import UTC, datetime
 from typing import Any
 
 IMAGE = "ami-12c6146b"  # one that moto knows
@@ -64,19 +64,30 @@ class Services:
         from moto.events import events_backends
         from moto.sqs import sqs_backends
 
-        detail = {"instance-id": name}
+        # moto's own delivery needs a package that we have no other use for
+        event: dict[str, Any] = {
+            "version": "0",
+            "detail-type": kind,
+            "source": "aws.ec2",
+            "account": self._account,
+            "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "region": region,
+            "resources": [f"arn:aws:ec2:{region}:instance/{name}"],
+            "detail": {"instance-id": name},
+        }
         if "Interruption" in kind:
-            detail["instance-action"] = "terminate"
-        backend = events_backends[self._account][region]
+            event["detail"]["instance-action"] = "terminate"
+        backend, queues = events_backends[self._account][region], sqs_backends[self._account][region]
         for rule in backend.describe_event_bus("default").rules.values():
+            if rule.state != "ENABLED" or not rule.event_pattern.matches_event(event):
+                continue
             for target in rule.targets:
-                queue = sqs_backends[self._account][region].queues[target["Arn"].rsplit(":", 1)[1]]
-                (statement,) = queue.policy["Statement"]
+                queue = target["Arn"].rsplit(":", 1)[1]
+                (statement,) = json.loads(queues.queues[queue].policy)["Statement"]
                 assert statement["Condition"]["ArnEquals"]["aws:SourceArn"] == rule.arn
                 assert (statement["Resource"], statement["Effect"]) == (target["Arn"], "Allow")
                 assert statement["Principal"] == {"Service": "events.amazonaws.com"}
-        event = {"Source": "aws.ec2", "DetailType": kind, "Detail": json.dumps(detail), "Time": time.time()}
-        assert all("EventId" in entry for entry in backend.put_events([event]))
+                queues.send_message(queue_name=queue, message_body=json.dumps(event))
 
     def reset(self) -> None:
         """Forget all of it."""
