@@ -32,7 +32,7 @@ demo: setup
 
 # Two files at a time: most tests wait for processes and deadlines rather than compute.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: lint types imports wheel
 

@@ -70,16 +70,22 @@ class Weather:
         self._journal = Journal(home)
         self._name, self._gap, self._notice_s = name, gap, notice_s
         self._actions = list(actions)
-        self._born = 0
+        self._born, self._late = 0, False
         self._noticed: set[str] = set()
         self._draw = random.Random(1)
         self.struck: dict[str, list[float]] = {"SIGKILL": [], "SIGSTOP": []}
 
     def __call__(self, step: int, provider: LocalProvider) -> None:
         """A step was committed."""
-        if step % self._gap or not self._actions:
+        if not self._actions or (step % self._gap and not self._late):
             return
-        for word in self._actions.pop(0).split():
+        words = self._actions[0].split()
+        hit = [word for word in words if word not in ("join", "quiet")]
+        self._late = len(self._free(provider)) < len(hit)  # the picture of the job is not there yet
+        if self._late:
+            return
+        del self._actions[0]
+        for word in words:
             getattr(self, "_" + word)(provider)
 
     def _members(self, provider: LocalProvider) -> list[str]:
@@ -89,13 +95,17 @@ class Weather:
         placed = [n["name"] for n in sorted(nodes, key=lambda node: tuple(node["position"]))]
         return [name for name in placed if name in provider.names()]
 
+    def _free(self, provider: LocalProvider) -> list[str]:
+        """Who works and has not been warned yet."""
+        return [name for name in self._members(provider) if name not in self._noticed]
+
     def _join(self, provider: LocalProvider) -> None:
         self._born += 1
         provider.appear(f"new{self._born}")
 
     def _notice(self, provider: LocalProvider) -> None:
         """Noticed together, nodes are of one pipeline, so that every stage keeps a holder."""
-        name = next(name for name in self._members(provider) if name not in self._noticed)
+        name = self._free(provider)[0]
         self._noticed.add(name)
         provider.announce(name, self._notice_s)
 
