@@ -15,7 +15,7 @@ from typing import Any
 
 from cloud.anchor import AnchorRecord
 from runtime.control.anchor.remote import AnchorLostError, ask
-from runtime.control.anchor.report import digest_of
+from runtime.control.anchor.report import digest_before
 from runtime.control.job.journal import JobState, Journal
 
 _STATE = "mirror.json"
@@ -78,8 +78,8 @@ def _alone(folder: Path) -> Iterator[None]:
 def _known(path: Path) -> tuple[int, str]:
     if not path.exists():
         return 0, ""
-    data = path.read_bytes()
-    return len(data), digest_of(data)
+    size = path.stat().st_size
+    return size, digest_before(path, size)
 
 
 def _write(folder: Path, name: str, start: int, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from runtime.control.job.journal import Journal, UnknownJobError
 
 # What went wrong before the job was in the journal, or at its very end: written by whoever runs it.
 PROBLEM = "problem.json"
+_KNOWN_BY_BYTES = 1 << 14
 
 
 def report(home: Path, job: str, have: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,18 +48,28 @@ def report(home: Path, job: str, have: Mapping[str, Any]) -> dict[str, Any]:
         lines = events.read_text(encoding="utf-8").splitlines()
         told["events"] = [json.loads(line) for line in lines[int(have.get("events", 0)) :]]
     for path in _files(folder, bool(have.get("logs"))):
-        data = path.read_bytes()
         name = str(path.relative_to(folder))
         size, digest = have.get("files", {}).get(name, (0, ""))
-        start = size if digest and digest_of(data[:size]) == digest and size <= len(data) else 0
-        if start < len(data) or size > len(data):
-            told["files"][name] = [start, data[start:].decode(errors="replace")]
+        start = size if digest and digest_before(path, size) == digest else 0
+        with path.open("rb") as file:
+            file.seek(start)
+            new = file.read()
+        if new or size > start:
+            told["files"][name] = [start, new.decode(errors="replace")]
     return told
 
 
-def digest_of(data: bytes) -> str:
-    """Enough of a SHA-256 to know content again."""
-    return hashlib.sha256(data).hexdigest()[:32]
+def digest_before(path: Path, size: int) -> str:
+    """Enough to know again what a file was when it had `size` bytes; empty if it has fewer now.
+
+    Its last bytes then are enough: a step that is done again has another time in its line. So a file that
+    has grown for weeks is not read whole every second.
+    """
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) < size:
+            return ""
+        file.seek(max(0, size - _KNOWN_BY_BYTES))
+        return hashlib.sha256(file.read(min(size, _KNOWN_BY_BYTES))).hexdigest()[:32]
 
 
 def _files(folder: Path, logs: bool) -> Iterator[Path]:
