@@ -36,6 +36,11 @@ class Seen:
         """Whether the API says that it is gone."""
         return self.instance.state is InstanceState.TERMINATED
 
+    @property
+    def going(self) -> bool:
+        """Whether it is gone, or on its way."""
+        return self.instance.state in (InstanceState.TERMINATING, InstanceState.TERMINATED)
+
 
 class RentedProvider(ABC):
     """A SpotProvider around the blocking calls of one cloud's API, which run in threads.

@@ -105,17 +105,22 @@ def _start_work(journal: Journal, name: str, begun: Callable[[Seen], bool] = lam
     begin(record, f"work {name}")
     deadline_s = time.monotonic() + BEGIN_WITHIN_S
     while not begun(seen := mirror(journal, name)):
-        _raise_problem(name, seen)
+        _raise_problem(name, seen.problem)
         if time.monotonic() > deadline_s:
             raise FailedError(f"job {name} has not begun at its anchor in {BEGIN_WITHIN_S:.0f} s")
         time.sleep(FOLLOW_S / 4)
 
 
-def _raise_problem(name: str, seen: Seen) -> None:
-    if seen.problem is not None:
-        problem = FailedError(f"job {name}, at its anchor: {seen.problem['line']}")
-        problem.exit_code = int(seen.problem["code"])
-        raise problem
+def _raise_problem(name: str, problem: Mapping[str, Any] | None) -> None:
+    """What went wrong there, with the exit code that it has there; None: nothing did."""
+    if problem is not None:
+        failed = FailedError(f"job {name}, at its anchor: {problem['line']}")
+        failed.exit_code = int(problem["code"])
+        raise failed
+
+
+def _given_back(journal: Journal, name: str) -> bool:
+    return (journal.anchor_folder(name) / "ended").exists()
 
 
 def follow(journal: Journal, name: str, cloud: str) -> JobResult:
@@ -140,7 +145,7 @@ def follow(journal: Journal, name: str, cloud: str) -> JobResult:
                 lost_s = None
                 if seen.ended:
                     break
-                _raise_problem(name, seen)  # it could not go on, and left everything as it was
+                _raise_problem(name, seen.problem)  # it could not go on, and left everything as it was
                 if seen.began and not seen.launcher_alive:
                     raise FailedError(
                         f"job {name}: its launcher at the anchor died", f"Try: parcae resume {name}"
@@ -195,10 +200,7 @@ def _finish(journal: Journal, name: str, cloud: str) -> JobResult:
         journal.set_job_state(name, JobState.FAILED if problem else JobState.INTERRUPTED)
     if record.result is not None:
         return JobResult.from_json(record.result)
-    if problem is not None:
-        failed = FailedError(f"job {name}, at its anchor: {problem['line']}")
-        failed.exit_code = int(problem["code"])
-        raise failed
+    _raise_problem(name, problem)
     raise Interrupted(f"job {name}; nothing of it is left running")
 
 
@@ -210,7 +212,7 @@ def end_at_anchor(journal: Journal, name: str, cloud: str) -> str:
     from runtime.control.anchor.remote import ask
 
     record = AnchorRecord.read(journal.anchor_folder(name))
-    if record is None or not record.sources or (journal.anchor_folder(name) / "ended").exists():
+    if record is None or not record.sources or _given_back(journal, name):
         return ""
     try:
         ask(record, f"down {name}", timeout_s=DOWN_TIMEOUT_S)
@@ -245,7 +247,7 @@ def refresh(journal: Journal, name: str, logs: bool = False) -> None:
         record = journal.job(name)
     except UnknownJobError:
         return
-    if not record.at_anchor or (journal.job_folder(name) / "anchor" / "ended").exists():
+    if not record.at_anchor or _given_back(journal, name):
         return
     from cloud.provider import CloudError
     from runtime.control.anchor.mirror import mirror
@@ -271,7 +273,7 @@ def goes_on_there(journal: Journal, record: JobRecord) -> bool:
     from runtime.control.anchor.remote import AnchorLostError
     from runtime.control.providers import cloud_module
 
-    if not record.at_anchor or (journal.anchor_folder(record.name) / "ended").exists():
+    if not record.at_anchor or _given_back(journal, record.name):
         return False
     try:
         seen = mirror(journal, record.name)
@@ -300,7 +302,7 @@ def resume_at_anchor(home: Path, name: str, changes: Mapping[str, Any]) -> JobRe
         record = journal.job(name)
         cloud = str(record.spec["cloud"])
         anchor = AnchorRecord.read(journal.anchor_folder(name))
-        if anchor is None or not anchor.sources or (journal.anchor_folder(name) / "ended").exists():
+        if anchor is None or not anchor.sources or _given_back(journal, name):
             raise FailedError(
                 f"job {name} has no anchor to go on at",
                 "Launch anew; --from URL continues a checkpoint in an object store",

@@ -51,22 +51,18 @@ def corpus_objects(urls: list[str], template: Mapping[str, Any]) -> tuple[dict[s
         return ()
     from dataclasses import asdict
 
+    from runtime.control.data_rules import CorpusError, trained_samples
     from runtime.control.data_set import DataSet
-    from runtime.control.job.objects import links_to, objects_of, tokens_in
+    from runtime.control.job.objects import links_to, objects_of, samples_in
     from runtime.planning.model import parse_model
 
     model = parse_model(template, str(template.get("name")))
     assert model.gpt is not None
     files = objects_of(urls)
-    tokens, unit = tokens_in(files, model.gpt.vocab)
-    samples = (tokens - 1) // model.gpt.seq
-    if samples < 1:
-        raise UsageError(f"--data: {tokens} {unit} are fewer than one sample of {model.gpt.seq + 1}")
-    if samples <= model.training.held_out:
-        raise UsageError(
-            f"--data: {samples} samples of data, and eval_samples holds {model.training.held_out} of them "
-            "out; give more"
-        )
+    try:
+        trained_samples(samples_in(files, model.gpt.vocab, model.gpt.seq), model.training.held_out)
+    except CorpusError as error:
+        raise UsageError(f"--data: {error}") from None
     links_to(DataSet(files))
     return tuple(asdict(file) for file in files)
 
@@ -81,7 +77,8 @@ def corpus_files(globs: list[str], template: Mapping[str, Any]) -> tuple[Path, .
         return ()
     files = _files_of(globs)
 
-    from runtime.engine.data import Corpus, CorpusError
+    from runtime.control.data_rules import CorpusError
+    from runtime.engine.data import Corpus
     from runtime.planning.model import parse_model
 
     model = parse_model(template, str(template.get("name")))

@@ -24,11 +24,6 @@ class RegionPools:
     plans: tuple[PoolPlan, ...]
     scores: dict[str, int]
 
-    @property
-    def best_score(self) -> int | None:
-        """Of the zones; None where AWS did not say."""
-        return max(self.scores.values(), default=None)
-
 
 @dataclass(frozen=True)
 class Rental:

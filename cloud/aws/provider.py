@@ -95,8 +95,7 @@ class AwsProvider(RentedProvider):
 
     def _held_in(self) -> Region | None:
         """The region that holds instances; of several, which only a crash can bring about, the fuller one."""
-        gone = (InstanceState.TERMINATING, InstanceState.TERMINATED)
-        held = [self._region_of(one) for one in list(self._seen.values()) if one.instance.state not in gone]
+        held = [self._region_of(one) for one in list(self._seen.values()) if not one.going]
         return max(held, key=lambda region: (held.count(region), -self._regions.index(region)), default=None)
 
     def _open(self, region: Region) -> list[PoolPlan]:
@@ -270,12 +269,11 @@ class AwsProvider(RentedProvider):
     def _end_strays(self) -> None:
         """A request whose answer was lost may have brought nodes to a region that has been left since."""
         home = self._held_in()
-        gone = (InstanceState.TERMINATING, InstanceState.TERMINATED)
         self._terminate(
             [
                 name
                 for name, one in list(self._seen.items())
-                if home is not None and one.instance.state not in gone and self._region_of(one) is not home
+                if home is not None and not one.going and self._region_of(one) is not home
             ]
         )
 

@@ -17,6 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runtime.control.data_rules import (
+    CorpusError,
+    bin_tokens,
+    check_array,
+    samples_of,
+    trained_samples,
+    unit_of,
+)
+
 if TYPE_CHECKING:
     import torch
 
@@ -27,11 +36,6 @@ _MAPPED_FROM_BYTES = 16 << 20
 # too high; of more, evenly spread blocks are.
 _EXAMINED_BYTES = 1 << 30
 _BLOCK = 1 << 20
-_TOKEN_FILES = (".bin", ".npy")
-
-
-class CorpusError(Exception):
-    """The data cannot be read, is too short, or does not fit the vocabulary."""
 
 
 def default_corpus() -> list[str]:
@@ -56,17 +60,11 @@ class Corpus:
             CorpusError: a file cannot be read, kinds are mixed, or all of them are shorter than one window.
         """
         self._paths = [Path(path) for path in paths or default_corpus()]
-        kinds = {path.suffix in _TOKEN_FILES for path in self._paths}
-        if len(kinds) > 1:
-            raise CorpusError(f"files of tokens ({', '.join(_TOKEN_FILES)}) and of text do not mix")
+        unit = unit_of([path.name for path in self._paths])
         self._vocab, self._seq = vocab, seq
         self._parts = [_open(path, vocab) for path in self._paths]
         self._ends = list(accumulate(len(part) for part in self._parts))
-        tokens = self._ends[-1]
-        self.samples = (tokens - 1) // seq
-        if self.samples < 1:
-            unit = "tokens" if kinds == {True} else "bytes of text"
-            raise CorpusError(f"{tokens} {unit} are fewer than one sample of {seq + 1}")
+        self.samples = samples_of(self._ends[-1], unit, seq)
 
     def trained_samples(self, held_out: int) -> int:
         """How many samples an epoch has when the last `held_out` are kept from training.
@@ -74,11 +72,7 @@ class Corpus:
         Raises:
             CorpusError: none is left.
         """
-        if self.samples <= held_out:
-            raise CorpusError(
-                f"{self.samples} samples of data, and eval_samples holds {held_out} of them out; give more"
-            )
-        return self.samples - held_out
+        return trained_samples(self.samples, held_out)
 
     def digest(self) -> str:
         """SHA-256 of the data: two nodes that disagree must not train together. Checks the vocabulary too.
@@ -143,11 +137,7 @@ def _open(path: Path, vocab: int) -> np.ndarray[Any, Any]:
             return _open_npy(path, size)
         kind = np.dtype(np.uint8)
         if path.suffix == ".bin":
-            kind = np.dtype("<u2" if vocab <= 1 << 16 else "<u4")
-        if size % kind.itemsize:
-            raise CorpusError(
-                f"{path}: {size:,} bytes are not whole tokens of {kind.itemsize} bytes (vocab is {vocab:,})"
-            )
+            kind = np.dtype(f"<u{bin_tokens(str(path), size, vocab)[1]}")
         if size < _MAPPED_FROM_BYTES:
             return np.fromfile(path, dtype=kind)
         return np.memmap(path, dtype=kind, mode="r")
@@ -161,8 +151,5 @@ def _open_npy(path: Path, size: int) -> np.ndarray[Any, Any]:
         part: np.ndarray[Any, Any] = np.load(path, mmap_mode=mode, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise CorpusError(f"{path}: is not a NumPy file: {error}") from error
-    if part.ndim != 1 or part.dtype.kind not in "iu":
-        raise CorpusError(
-            f"{path}: must hold integers in one dimension, not {part.dtype} of shape {part.shape}"
-        )
+    check_array(str(path), str(part.dtype), part.shape, part.dtype.kind)
     return part

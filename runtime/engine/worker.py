@@ -21,10 +21,11 @@ from typing import Any
 import torch
 
 from runtime.control import messages
+from runtime.control.data_rules import CorpusError
 from runtime.control.data_set import found_on_node
 from runtime.engine.ahead import AheadCopy
 from runtime.engine.backup import BackupSender
-from runtime.engine.data import Corpus, CorpusError
+from runtime.engine.data import Corpus
 from runtime.engine.faults import FaultInjector
 from runtime.engine.generation import Generation, Graveyard, compute_device
 from runtime.engine.groups import StoreServer

@@ -105,9 +105,10 @@ def learnt_rates(minutes: Sequence[PoolMinute], now_minute: int) -> PriorRates |
 
 def outlook(minutes: Sequence[PoolMinute], now_minute: int) -> Outlook:
     """What the record of a job's pools, its own minutes included, says of the next minutes."""
-    pools = {one.pool for one in minutes}
     granted = asked = usual_granted = usual_asked = 0.0
     for one in minutes:
+        if not one.tried:
+            continue
         age_h = max(0, now_minute - one.minute) / 60
         soon, late = 0.5 ** (age_h / LATELY_H), 0.5 ** (age_h / HALF_LIFE_H)
         granted, asked = granted + soon * (one.tried - one.refused), asked + soon * one.tried
@@ -115,7 +116,7 @@ def outlook(minutes: Sequence[PoolMinute], now_minute: int) -> Outlook:
         usual_asked += late * one.tried
     usual = ratio(usual_granted, usual_asked, LAUNCHES)
     gains = ratio(granted, usual * asked, LAUNCHES) * _score(minutes)
-    return Outlook(_step(min(1.0, gains)), _step(max(1.0, _price(minutes, pools, now_minute))))
+    return Outlook(_step(min(1.0, gains)), _step(max(1.0, _price(minutes))))
 
 
 def _score(minutes: Sequence[PoolMinute]) -> float:
@@ -132,13 +133,14 @@ def _score(minutes: Sequence[PoolMinute]) -> float:
     return sum(ratios) / len(ratios) if ratios else 1.0
 
 
-def _price(minutes: Sequence[PoolMinute], pools: set[str], now_minute: int) -> float:
+def _price(minutes: Sequence[PoolMinute]) -> float:
     """How many times as many losses come where prices have risen: the mean over what is held now."""
     factors: list[tuple[float, int]] = []
-    for pool in pools:
-        rows = [one for one in minutes if one.pool == pool and one.price > 0]
-        if not rows:
-            continue
+    by_pool: dict[str, list[PoolMinute]] = {}
+    for one in minutes:
+        if one.price > 0:
+            by_pool.setdefault(one.pool, []).append(one)
+    for rows in by_pool.values():
         mean = sum(one.price for one in rows) / len(rows)
         newest = max(rows, key=lambda one: one.minute)
         held = sum(one.held for one in rows)

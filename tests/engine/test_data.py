@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runtime.control.data_rules import CorpusError
 from runtime.engine import data
-from runtime.engine.data import Corpus, CorpusError
+from runtime.engine.data import Corpus
 from runtime.planning.ledger import SampleOrder
 
 

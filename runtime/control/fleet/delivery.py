@@ -64,7 +64,7 @@ class Delivery:
             ssh.BrokenNodeError: it will never be there: its disk is too small, or an object has changed.
             ssh.DeliveryCutError, ssh.SshError: it is not there (yet).
         """
-        began_s = self._began_s.setdefault(node, time.monotonic())
+        began_s = self._began_s.setdefault(node, time.monotonic())  # of the first try: several may be needed
         async with contextlib.AsyncExitStack() as stack:
             if not self._data.files[0].url:
                 await stack.enter_async_context(self._slots)
@@ -74,14 +74,13 @@ class Delivery:
             except (ssh.CommandError, ssh.BrokenNodeError) as error:
                 self._tell(f"{node} has not got the data", str(error))
                 raise
+        took_s = time.monotonic() - self._began_s.pop(node, began_s)
         if sent:
-            took_s = time.monotonic() - self._began_s.pop(node, began_s)
             how = "fetched" if self._data.files[0].url else "sent"
             self._tell(
                 f"{node} has the data",
                 f"{self._data.size_bytes / 1e6:,.1f} MB, {sent / 1e6:,.1f} MB {how} in {took_s:.1f} s",
             )
-        self._began_s.pop(node, None)
 
     async def _linked(self) -> Mapping[str, str]:
         try:

@@ -10,10 +10,12 @@ import fnmatch
 import io
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 from cloud.provider import CloudError, CredentialsError
 from runtime.control.backup.checkpoint_target import SCHEMES, explained_error, store_options
+from runtime.control.data_rules import CorpusError, bin_tokens, check_array, samples_of, unit_of
 from runtime.control.data_set import DataFile, DataSet
 from runtime.planning.errors import InputError
 
@@ -69,30 +71,23 @@ def links_to(data: DataSet) -> Mapping[str, str]:
     return links
 
 
-def tokens_in(files: Sequence[DataFile], vocab: int) -> tuple[int, str]:
-    """How many tokens the files have, by the rules of `engine.data`, and what they are called.
+def samples_in(files: Sequence[DataFile], vocab: int, seq: int) -> int:
+    """How many samples the objects have, by the rules that hold for files.
 
     Raises:
-        InputError: kinds are mixed, or a file is not what its name says.
+        CorpusError: kinds are mixed, an object is not what its name says, or there is not one sample.
     """
-    kinds = {file.name.endswith((".bin", ".npy")) for file in files}
-    if len(kinds) > 1:
-        raise InputError("--data: files of tokens (.bin, .npy) and of text do not mix")
-    if kinds == {False}:
-        return sum(file.size_bytes for file in files), "bytes of text"
-    width = 2 if vocab <= 1 << 16 else 4
-    total = 0
-    for file in files:
-        if file.name.endswith(".npy"):
-            total += _npy_tokens(file)
-            continue
-        if file.size_bytes % width:
-            raise InputError(
-                f"--data {file.url}: {file.size_bytes:,} bytes are not whole tokens of {width} bytes (vocab "
-                f"is {vocab:,})"
-            )
-        total += file.size_bytes // width
-    return total, "tokens"
+    unit = unit_of([file.name for file in files])
+    return samples_of(sum(_tokens(file, vocab) for file in files), unit, seq)
+
+
+def _tokens(file: DataFile, vocab: int) -> int:
+    suffix = PurePath(file.name).suffix
+    if suffix == ".npy":
+        return _npy_tokens(file)
+    if suffix == ".bin":
+        return bin_tokens(file.url, file.size_bytes, vocab)[0]
+    return file.size_bytes
 
 
 def _npy_tokens(file: DataFile) -> int:
@@ -103,19 +98,15 @@ def _npy_tokens(file: DataFile) -> int:
         read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(head)]
         shape, _, kind = read(head)
     except (ValueError, KeyError, EOFError) as error:
-        raise InputError(f"--data {file.url}: is not a NumPy file: {error}") from None
-    if len(shape) != 1 or kind.kind not in "iu":
-        raise InputError(
-            f"--data {file.url}: must hold integers in one dimension, not {kind} of shape {shape}"
-        )
+        raise CorpusError(f"{file.url}: is not a NumPy file: {error}") from None
+    check_array(file.url, str(kind), shape, kind.kind)
     return int(shape[0])
 
 
 def _matches(url: str) -> list[DataFile]:
     import obstore
 
-    scheme, _, rest = url.partition("://")
-    bucket, _, key = rest.partition("/")
+    scheme, bucket, key = _parts(url)
     if scheme not in SCHEMES or not bucket or not key:
         raise InputError(f"--data {url}: give s3://BUCKET/KEY or gs://BUCKET/KEY; * ? [..] may stand in KEY")
     store, _ = _store_of(url)
@@ -137,9 +128,15 @@ def _matches(url: str) -> list[DataFile]:
     ]
 
 
-def _store_of(url: str) -> tuple[Any, str]:
+def _parts(url: str) -> tuple[str, str, str]:
+    """Scheme, bucket and key."""
     scheme, _, rest = url.partition("://")
     bucket, _, key = rest.partition("/")
+    return scheme, bucket, key
+
+
+def _store_of(url: str) -> tuple[Any, str]:
+    scheme, bucket, key = _parts(url)
     options = store_options(scheme)
     from obstore.store import from_url
 

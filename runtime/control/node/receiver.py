@@ -22,7 +22,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -173,20 +173,18 @@ class _Receiver:
                 self._finish(index)
                 waiting.remove(index)
         while waiting:
-            for index, piece in self._pieces():
-                with self._part(index).open("ab") as part:
-                    part.write(piece)
-                if self._have(index) == self._data.files[index].size_bytes:
-                    self._finish(index)
-                    waiting.discard(index)
-                    break
+            index, piece = self._piece()
+            with self._part(index).open("ab") as part:
+                part.write(piece)
+            if self._have(index) == self._data.files[index].size_bytes:
+                self._finish(index)
+                waiting.discard(index)
 
-    def _pieces(self) -> Iterator[tuple[int, bytes]]:
-        while True:
-            index, length, compressed = PIECE.unpack(self._read(PIECE.size))
-            piece = self._read(length)
-            self._got += PIECE.size + length
-            yield index, zlib.decompress(piece) if compressed else piece
+    def _piece(self) -> tuple[int, bytes]:
+        index, length, compressed = PIECE.unpack(self._read(PIECE.size))
+        piece = self._read(length)
+        self._got += PIECE.size + length
+        return index, zlib.decompress(piece) if compressed else piece
 
     def _read(self, length: int) -> bytes:
         data = self._source.read(length)

@@ -9,7 +9,7 @@ from typing import Any
 
 from cloud.anchor import AnchorPlan
 from cloud.aws import bootstrap
-from cloud.aws.anchor import anchor_lives as _anchor_lives
+from cloud.aws.anchor import anchor_lives as anchor_lives  # of the module's own interface
 from cloud.aws.anchor import end_anchor as _end_anchor
 from cloud.aws.api import Api, ApiError
 from cloud.aws.event_requests import policy_request, queue_request, rule_request, target_request
@@ -137,15 +137,6 @@ def anchor(request: LaunchRequest, spec: ModelSpec, folder: Path) -> AnchorPlan:
     return anchor_plan(Api(home.region), settings, request, spec, home, folder)
 
 
-def anchor_lives(folder: Path) -> bool:
-    """Whether the API knows the anchor of this folder as anything but ended.
-
-    Raises:
-        CloudError: it does not answer.
-    """
-    return _anchor_lives(folder)
-
-
 def end_anchor(folder: Path) -> list[str]:
     """Terminate the anchor of this folder and wait for the API's word; the ids of what lived.
 
@@ -220,15 +211,12 @@ def sweep(folder: Path) -> list[str]:
 
 def foreign_instances(folders: Sequence[Path]) -> list[dict[str, str]]:
     """Live instances of Parcae, in the regions that these launches used, that belong to none of them."""
-    records = [LaunchRecord.read(path) for path in launch_files(folders)]
-    regions = {
-        region
-        for folder, record in zip((path.parent for path in launch_files(folders)), records, strict=True)
-        for region in used_regions(folder, record)
-    }
+    records = {path.parent: LaunchRecord.read(path) for path in launch_files(folders)}
+    known = {record.launch for record in records.values()}
+    regions = {region for folder, record in records.items() for region in used_regions(folder, record)}
     found = []
     for region in sorted(regions):
-        for row in strangers(Api(region), {record.launch for record in records}):
+        for row in strangers(Api(region), known):
             tags = {tag["Key"]: tag["Value"] for tag in row.get("Tags", [])}
             found.append(
                 {

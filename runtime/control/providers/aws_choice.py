@@ -19,7 +19,7 @@ from cloud.aws.settings import AwsSettings
 from cloud.provider import CloudError
 from cloud.types import Pool
 from runtime.control.job.job import LaunchRequest
-from runtime.control.providers.rented import Candidate, Choice, choose
+from runtime.control.providers.rented import Candidate, Choice, at_price, choose
 from runtime.planning.errors import InputError
 from runtime.planning.model import DeviceSpec, ModelSpec
 
@@ -215,16 +215,12 @@ def _candidate(spec: ModelSpec, offer: Offer, settings: AwsSettings) -> Candidat
 
 def _on_device(spec: ModelSpec, offer: Offer, settings: AwsSettings) -> ModelSpec:
     pool = offer.pools[0].pool
-    price = replace(
-        spec.price,
-        spot_usd_per_hour=pool.spot_usd_per_hour,
-        on_demand_usd_per_hour=pool.on_demand_usd_per_hour,
-    )
+    spec = at_price(spec, pool)
     if settings.device == "model":
-        return replace(spec, price=price)
+        return spec
     speed = settings.gpus.get(offer.gpu)
     if speed is None:
         known = ", ".join(sorted(settings.gpus))
         raise InputError(f"--fleet: [gpus.{offer.gpu}] is missing: give its speed as for {known}")
     device = DeviceSpec(offer.gpu, offer.gpu_memory_bytes, speed.flops_per_s, speed.link_bytes_per_s)
-    return replace(spec, price=price, device=device)
+    return replace(spec, device=device)

@@ -25,6 +25,7 @@ from runtime.control.providers.rented import (
     BootedNode,
     Candidate,
     Choice,
+    at_price,
     choose,
     expectation,
     launch_files,
@@ -213,17 +214,13 @@ def _choose(
 def _on_machine(spec: ModelSpec, found: Sequence[Prospect], settings: GcpSettings) -> ModelSpec:
     """The model on a GPU of these machines, at the price of the best of them."""
     pool = found[0].pool
-    price = replace(
-        spec.price,
-        spot_usd_per_hour=pool.spot_usd_per_hour,
-        on_demand_usd_per_hour=pool.on_demand_usd_per_hour,
-    )
+    spec = at_price(spec, pool)
     if settings.device == "model":
-        return replace(spec, price=price)
+        return spec
     told = [name for one in found if (name := one.pool.instance_type) in settings.machines]
     if not told:
         known = ", ".join(sorted(settings.machines))
         raise InputError(f"--fleet: [machines.{pool.instance_type}] is missing: give its GPU as for {known}")
     gpu = settings.machines[told[0]]
     device = DeviceSpec(found[0].gpu, int(gpu.memory_bytes), gpu.flops_per_s, gpu.link_bytes_per_s)
-    return replace(spec, price=price, device=device)
+    return replace(spec, device=device)

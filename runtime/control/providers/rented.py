@@ -81,6 +81,16 @@ def read_settings(kind: type[Settings], request: LaunchRequest) -> Settings:
         ) from error
 
 
+def at_price(spec: ModelSpec, pool: Pool) -> ModelSpec:
+    """The model on instances at this pool's prices."""
+    price = replace(
+        spec.price,
+        spot_usd_per_hour=pool.spot_usd_per_hour,
+        on_demand_usd_per_hour=pool.on_demand_usd_per_hour,
+    )
+    return replace(spec, price=price)
+
+
 def choose(request: LaunchRequest, candidates: Iterable[Candidate]) -> Choice:
     """What trains most samples per dollar with the wanted number of nodes.
 

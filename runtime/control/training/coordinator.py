@@ -139,11 +139,14 @@ class Coordinator:
             case StopRequest():
                 self._ending.stop(event)
             case _:
-                match event:
-                    case fleet_events.InstanceChanged(Instance(name=name, state=InstanceState.TERMINATED)):
-                        self._failures.end(worker_names(name, self._config.gpus))
+                if isinstance(event, fleet_events.InstanceChanged):
+                    self._instance_changed(event.instance)
                 began = self._course.highest_generation > 0
                 self._reception.hear(event, self._now_s(), began, self._config.profile.fewest_nodes)
+
+    def _instance_changed(self, instance: Instance) -> None:
+        if instance.state is InstanceState.TERMINATED:
+            self._failures.end(worker_names(instance.name, self._config.gpus))
 
     def _obey(self, node: str, message: messages.Message) -> None:
         match message:
