@@ -11,6 +11,7 @@ Run: python benchmarks/chaos.py [--seeds N] [--first N] [--steps N]
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -60,8 +61,15 @@ def one(seed: int, steps: int, keep: Path | None = None) -> dict[str, Any]:
             "generations": run.result.migrations[-1].generation if run.result.migrations else 0,
             "rollbacks": sum(event["kind"] == "rollback" for event in run.events),
             "most": [max((getattr(h, f) for h in weather.seen), default=0) for f in ("threads", "files")],
-            "wrong": storm.wrong_with(run, base, home),
+            "wrong": storm.wrong_with(run, base, home, kind.exact),
+            "longest_s": longest_s(run),
         }
+
+
+def longest_s(run: Any) -> float:
+    """The longest time between two commits in a row, in seconds: a stall shows here."""
+    times = [row["time_s"] for row in run.metrics]
+    return round(max((b - a for a, b in itertools.pairwise(times)), default=0.0), 2)
 
 
 def launch(home: Path, seed: int, steps: int, attempt: int) -> None:

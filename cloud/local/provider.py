@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import shutil
 import sys
@@ -169,9 +170,19 @@ class LocalProvider:
         return [*self._ended, *(node.instance for node in self._nodes.values())]
 
     async def terminate(self, names: Sequence[str]) -> None:
-        """End these instances at once."""
+        """End these instances at once; without a trace there is another for each."""
         for name in names:
+            known = name in self._nodes
             self.kill(name)
+            if known and self._schedule.replaces:
+                self.appear(self._unused_name())
+
+    def _unused_name(self) -> str:
+        """A name that no instance of the job ever had."""
+        numbers = itertools.count(len(self._schedule.events) + 1)
+        names = (f"node{number}" for number in numbers)
+        logs = self._root / "logs"
+        return next(n for n in names if n not in self._present and not (logs / f"{n}.log").exists())
 
     def ssh_target(self, instance: Instance) -> SshTarget:
         """Where the instance's SSH server is.

@@ -25,12 +25,15 @@ class ScheduleEvent:
 class Schedule:
     """Events in order of time. Those at time 0 or before describe what exists at the start.
 
+    `replaces`: who gives an instance back can have another for it.
+
     Raises:
         ValueError: a time goes backwards, an unknown action, or an instance that is added twice or removed
         unseen.
     """
 
     events: tuple[ScheduleEvent, ...]
+    replaces: bool = False
 
     def __post_init__(self) -> None:
         present: set[str] = set()
@@ -55,4 +58,5 @@ class Schedule:
     @classmethod
     def constant(cls, count: int, prefix: str = "node") -> Schedule:
         """`count` instances from the start, for ever."""
-        return cls(tuple(ScheduleEvent(0.0, "add", f"{prefix}{index + 1}") for index in range(count)))
+        events = tuple(ScheduleEvent(0.0, "add", f"{prefix}{index + 1}") for index in range(count))
+        return cls(events, replaces=True)

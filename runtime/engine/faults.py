@@ -1,6 +1,7 @@
 """Scripted faults for tests: at a named point of a step this very process dies by SIGKILL, or fails.
 
-A worker dies once; one that is told to fail does so at every attempt, as a broken machine would.
+A worker dies once; one that is told to fail, or to die always, does so at every attempt, as on a broken
+machine.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
-# Where a worker can be told to die. `before_vote`/`after_vote` surround the vote, `optimiser` is half-way
-# through a layer's update, `evaluate` after a held-out micro-batch, `send` and `receive` are in the middle of
-# a state transfer, `prepare` while the groups of the next generation are built, `copy_send` and `copy` in the
-# middle of a layer that is copied ahead, `replay` before a copied layer is brought forward by a step, `abort`
-# while another death is being recovered from, `push` in the middle of a layer on its way to the backup.
+# Where a worker can be told to die. `start` is before it is ready for the first time,
+# `before_vote`/`after_vote` surround the vote, `optimiser` is half-way through a layer's update, `evaluate`
+# after a held-out micro-batch, `send` and `receive` are in the middle of a state transfer, `prepare` while
+# the groups of the next generation are built, `copy_send` and `copy` in the middle of a layer that is
+# copied ahead, `replay` before a copied layer is brought forward by a step, `abort` while another death is
+# being recovered from, `push` in the middle of a layer on its way to the backup.
 POINTS = (
+    "start",
     "forward",
     "backward",
     "reduce",

@@ -167,6 +167,7 @@ class Worker:
             return
         token = bytes.fromhex(message.token)
         self._faults = FaultInjector(message.node, message.faults)
+        self._faults.at(0, "start")
         self._trainer = trainer
         self._server.token = token
         if message.backup is not None:

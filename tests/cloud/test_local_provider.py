@@ -50,6 +50,11 @@ def test_a_request_repeated_under_its_token_rents_nothing_new(tmp_path: Path) ->
             assert states["node1"] is InstanceState.TERMINATED
             with pytest.raises(CloudError, match="has ended"):
                 provider.ssh_target(first.instances[0])
+            # without a trace there is another for what was given back, under a name of its own
+            third = await provider.request(2, "third")
+            assert [instance.name for instance in third.instances] == ["node4"]
+            provider.kill("node4")
+            assert (await provider.request(1, "fourth")).refused == 1
 
     asyncio.run(scene())
 

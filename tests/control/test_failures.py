@@ -80,3 +80,34 @@ def test_a_source_is_charged_once_a_second_receiver_fails_at_it() -> None:
     failures.end(("c",))
     failures = Failures()
     assert [fail(failures, "a", source=source) for source in ("b", "c", "b")] == [None, None, "a"]
+
+
+def test_a_node_that_does_not_start_is_unusable_and_all_of_them_are_the_jobs_fault() -> None:
+    """Its third failure in a row counts; so many nodes in a row as are wanted, or three, end the job."""
+    failures = Failures(wanted=4)
+    assert [failures.fail_start("a") for _ in range(MOST_FAILURES)] == [False, False, True]
+    failures.ready("b")
+    assert not failures.fail_start("b")
+    failures.ready("b")
+    assert [failures.fail_start("b") for _ in range(MOST_FAILURES)] == [False, False, True]
+    for name in "abc":
+        failures.broken(name, "no disk")
+    failures.ready("d")
+    for name in "abc":
+        failures.broken(name, "no disk")
+    with pytest.raises(TrainingError, match="4 nodes in a row did not get ready: d: no disk"):
+        failures.broken("d", "no disk")
+
+
+def test_who_dies_at_every_attempt_is_unusable() -> None:
+    """Until it has taken part in a commit, or its instance has ended; a second such node ends the job."""
+    failures = Failures()
+    for forgiven in (lambda: failures.commit(5, MEMBERS), lambda: failures.end(("a",))):
+        assert [failures.die("a", "gone", 5) for _ in range(2)] == [False, False]
+        forgiven()
+    assert [failures.die("a", "gone", 5) for _ in range(MOST_FAILURES)] == [False, False, True]
+    failures.commit(5, ("b",))
+    assert [failures.die("b", "gone", 6) for _ in range(MOST_FAILURES)] == [False, False, True]
+    with pytest.raises(TrainingError, match="c dies at step 6, b did so too: gone"):
+        for _ in range(MOST_FAILURES):
+            failures.die("c", "gone", 6)

@@ -46,14 +46,32 @@ def test_a_job_survives_a_hard_trace(undisturbed_long: Finished, tmp_path: Path)
 
 
 def test_a_worker_that_always_fails_is_given_up(undisturbed: Finished, tmp_path: Path) -> None:
-    """Its instance is ended after three attempts, and the others train on."""
-    faults = ({"node": "node2", "step": 10, "point": "forward", "fails": True},)
+    """Over a step, or before it is ever ready: after three attempts another node is rented in its place."""
+    faults = (
+        {"node": "node2", "step": 10, "point": "forward", "fails": True},
+        {"node": "node3", "point": "start", "fails": True},
+        {"node": "node4", "point": "start"},
+    )
     run = train(tmp_path, "broken", nodes=4, steps=STEPS, faults=faults)
     assert_equal(run, undisturbed, tmp_path)
     told = [(event["kind"], event["text"]) for event in run.events]
     assert told.count(("failed", "node2 could not go on")) == 3
-    assert told.count(("trouble", "node2 is of no use: ending the instance")) == 1
+    assert told.count(("trouble", "node3 has not started")) == 3
+    assert told.count(("trouble", "node4 has not started")) == 1
+    for node in ("node2", "node3"):
+        assert told.count(("trouble", f"{node} is of no use: ending the instance")) == 1
     assert told.count(("lost", "node2 is gone")) == 1 and ("lost", "node1 is gone") not in told
+    assert {("joined", "node5 joined"), ("joined", "node6 joined")} <= set(told)
+
+
+@pytest.mark.parametrize("point", ["start", "forward"])
+def test_a_job_whose_every_worker_dies_is_ended(tmp_path: Path, point: str) -> None:
+    """Before it is ready, or over a step: nodes are replaced, but not for ever."""
+    faults = tuple({"node": f"node{k}", "point": point, "always": True} for k in range(1, 9))
+    run = train(tmp_path, "deadly", nodes=2, steps=STEPS, faults=faults)
+    assert run.result.state == "failed" and run.result.steps == 0
+    assert "the process has ended" in run.result.why
+    assert processes_of(tmp_path) == []
 
 
 @pytest.mark.parametrize("policy", ["parcae", "checkpoint"])

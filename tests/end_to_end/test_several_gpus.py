@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cloud.local.provider import LocalProvider
+from runtime.control import messages
+from runtime.control.fleet.link_times import LinkTimes
 from runtime.control.job.journal import Journal
-from tests.end_to_end.harness import processes_of, train
+from runtime.control.providers import local
+from runtime.control.training.coordinator import Coordinator
+from tests.end_to_end.harness import STEPS, Finished, assert_equal, processes_of, train
 
 pytestmark = pytest.mark.timeout(150)
 
-STEPS = 120
+LONGER = 120
 
 
 def workers_of(provider: LocalProvider, node: str) -> list[int]:
@@ -25,7 +31,7 @@ def workers_of(provider: LocalProvider, node: str) -> list[int]:
 
 def test_nodes_with_two_gpus_lose_both_and_the_weights_are_equal(tmp_path: Path) -> None:
     """Notices, deaths of nodes, of a worker and of an agent; against a run that nothing happens to."""
-    base = train(tmp_path, "base", nodes=4, steps=STEPS)
+    base = train(tmp_path, "base", nodes=4, steps=LONGER)
     seen: list[dict[str, Any]] = []
     workers: set[int] = set()
 
@@ -45,7 +51,9 @@ def test_nodes_with_two_gpus_lose_both_and_the_weights_are_equal(tmp_path: Path)
     trace = "".join(f"0,add,a{k}\n" for k in range(4))
     trace += "60,remove,a0\n90,add,b0\n150,kill,a1\n200,add,b1\n330,kill,a2\n330,kill,a3\n390,add,c0\n"
     faults = ({"node": "a3/1", "step": 8, "point": "backward"},)
-    run = train(tmp_path, "two", watch, trace, nodes=4, gpus_per_node=2, steps=STEPS, speed=60, faults=faults)
+    run = train(
+        tmp_path, "two", watch, trace, nodes=4, gpus_per_node=2, steps=LONGER, speed=60, faults=faults
+    )
     result = run.result
     assert result.state == "done" and (result.samples_lost, result.samples_repeated) == (0, 0)
     assert run.losses == base.losses
@@ -69,3 +77,24 @@ def test_nodes_with_two_gpus_lose_both_and_the_weights_are_equal(tmp_path: Path)
         for positions in held.values():
             assert len({pipeline for pipeline, _ in positions}) <= 1
             assert len({stage for _, stage in positions}) == len(positions)
+
+
+def test_a_node_whose_worker_never_comes_back_is_replaced(
+    undisturbed: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other GPU's worker lives, but the node could hold no position of its own: another is rented."""
+    monkeypatch.setattr(local, "LinkTimes", partial(LinkTimes, lame_s=0.5))
+    send, told = Coordinator._send, Counter[str]()
+
+    def send_all_but_one(self: Coordinator, node: str, message: messages.Message) -> None:
+        told[node] += isinstance(message, messages.Configure)
+        if node != "node2/1" or told[node] < 2:  # the next worker there is alive, and never ready
+            send(self, node, message)
+
+    monkeypatch.setattr(Coordinator, "_send", send_all_but_one)
+    faults = ({"node": "node2/1", "step": 8, "point": "forward"},)
+    run = train(tmp_path, "lame", nodes=3, gpus_per_node=2, steps=STEPS, speed=60, faults=faults)
+    assert_equal(run, undisturbed, tmp_path)
+    told_of = [event["text"] for event in run.events]
+    assert told_of.count("node2 is of no use: ending the instance") == 1
+    assert "node4 joined" in told_of and told["node2/1"] == 2

@@ -33,10 +33,14 @@ class WorkerMessage:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLost:
-    """The worker that joined last on `node` is gone for good; nothing more comes from it."""
+    """The worker that joined last on `node` is gone for good; nothing more comes from it.
+
+    `alone`: its agent says so, so its machine lives, and can be reached.
+    """
 
     node: str
     why: str
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +68,31 @@ class InstanceChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeBroken:
+    """`node` could not be reached or set up: its instance is ended, and another is rented in its place."""
+
+    node: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class RentFailed:
-    """Renting or booting failed. `error` is the provider's (quota, credentials), None for a node's.
+    """Renting failed. `error` is the provider's (quota, credentials).
 
     The fleet goes on trying; whether that makes sense is for the reader to decide.
     """
 
     why: str
-    error: CloudError | None
+    error: CloudError
 
 
 FleetEvent = (
-    WorkerJoined | WorkerMessage | WorkerLost | WorkerFailed | NodeNoticed | InstanceChanged | RentFailed
+    WorkerJoined
+    | WorkerMessage
+    | WorkerLost
+    | WorkerFailed
+    | NodeBroken
+    | NodeNoticed
+    | InstanceChanged
+    | RentFailed
 )

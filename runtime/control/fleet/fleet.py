@@ -14,11 +14,8 @@ from typing import Any
 
 from cloud.provider import (
     CloudError,
-    CredentialsError,
     HearsOfTrouble,
     MaybeStillRunningError,
-    NoCapacityError,
-    QuotaError,
     SpotProvider,
     TellsNotices,
 )
@@ -27,6 +24,7 @@ from runtime.control.fleet.deploy import AgentStart
 from runtime.control.fleet.events import (
     FleetEvent,
     InstanceChanged,
+    NodeBroken,
     NodeNoticed,
     RentFailed,
     WorkerFailed,
@@ -36,6 +34,7 @@ from runtime.control.fleet.events import (
 )
 from runtime.control.fleet.node_link import LinkTimes, NodeLink
 from runtime.control.fleet.records import FleetJournal, Inheritance
+from runtime.control.fleet.rental import Rental
 from runtime.control.fleet.ssh import SshError
 from runtime.control.tasks import cancelled
 from runtime.planning.placement import instance_of
@@ -45,6 +44,7 @@ __all__ = [
     "FleetEvent",
     "InstanceChanged",
     "LinkTimes",
+    "NodeBroken",
     "NodeNoticed",
     "RentFailed",
     "WorkerFailed",
@@ -54,9 +54,6 @@ __all__ = [
 ]
 
 _TICK_S = 0.2
-_FIRST_PAUSE_S = 0.05
-_ASK_AGAIN_S = 30.0
-_DENIED_S = 60.0
 _AGENTS_LEAVE_WITHIN_S = 1.0
 _LOG = logging.getLogger(__name__)
 
@@ -97,11 +94,19 @@ class Fleet:
         self._links: dict[str, NodeLink] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._endings: list[asyncio.Task[None]] = []
-        self._changed = asyncio.Event()
-        self._rent_task: asyncio.Task[None] | None = None
+        self._rental = Rental(
+            provider,
+            journal,
+            job,
+            wanted,
+            self._poll_s,
+            self._instances,
+            self._see,
+            self._refresh,
+            self._emit,
+        )
         self._tick_task: asyncio.Task[None] | None = None
-        self._stopping, self._ended = False, asyncio.Event()
-        self._told = ""
+        self._stopping = False
         self._stopped: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -113,7 +118,7 @@ class Fleet:
         await self._provider.start()
         if self._before is not None:
             await self._take_over(self._before)
-        self._rent_task = asyncio.create_task(self._rent())
+        self._rental.start()
         self._tick_task = asyncio.create_task(self._tick())
 
     async def _take_over(self, before: Inheritance) -> None:
@@ -157,95 +162,7 @@ class Fleet:
             self._stopped = asyncio.create_task(self._stop())
         await asyncio.shield(self._stopped)
 
-    # --- renting
-
-    async def _rent(self) -> None:
-        pause_s = self._poll_s
-        while not self._stopping:
-            try:
-                await self._keep_wanted()
-            except CloudError as error:
-                self._tell_trouble(str(error), error)
-                # A quota and credentials change by a person's hand, if at all.
-                denied = isinstance(error, CredentialsError | QuotaError)
-                pause_s = min(2 * pause_s, _DENIED_S) if denied else self._poll_s
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._ended.wait(), pause_s)
-            except Exception:  # noqa: BLE001 - renting must go on
-                _LOG.exception("renting failed in an unforeseen way")
-                await asyncio.sleep(self._poll_s)
-
-    async def _keep_wanted(self) -> None:
-        """Hold as many as are wanted, and look after them, until the provider fails or the fleet stops."""
-        capacity: asyncio.Task[None] | None = None  # the provider's word that asking again may help
-        refused = 0  # how many it refused when we asked last
-        pause_s = _FIRST_PAUSE_S
-        try:
-            while not self._stopping:
-                self._changed.clear()
-                await self._refresh()
-                missing = max(0, self._wanted - self._held())
-                if capacity is not None and capacity.done():
-                    capacity.result()
-                    capacity, refused = None, 0
-                if missing > refused:
-                    refused = missing - await self._request(missing)
-                    if refused < missing:
-                        pause_s = _FIRST_PAUSE_S
-                        continue
-                    # A provider may call capacity likely and then refuse again: do not ask in a tight loop.
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, self._poll_s)
-                refused = min(refused, missing)
-                if refused and capacity is None:
-                    capacity = asyncio.create_task(self._provider.wait_for_capacity(_ASK_AGAIN_S))
-                await self._wait(capacity)
-        finally:
-            if capacity is not None:
-                capacity.cancel()
-
-    def _held(self) -> int:
-        """Instances that count: a noticed one is as good as gone, so its replacement may boot meanwhile."""
-        counted = (InstanceState.REQUESTED, InstanceState.BOOTING, InstanceState.RUNNING)
-        return sum(instance.state in counted for instance in self._instances.values())
-
-    async def _request(self, count: int) -> int:
-        """Ask for so many; how many came."""
-        token = secrets.token_hex(16)
-        if self._journal is not None:
-            self._journal.intent(token, self._job, "request", count)
-        try:
-            reply = await self._provider.request(count, token)
-        except CloudError as error:
-            if self._journal is not None:
-                self._journal.outcome(token, f"failed: {error}")
-            raise
-        for instance in reply.instances:
-            self._see(instance)
-        if self._journal is not None:
-            names = " ".join(instance.name for instance in reply.instances)
-            self._journal.outcome(token, f"{names or 'none'}; refused {reply.refused} {reply.why}".rstrip())
-        if reply.shortage:
-            self._tell_trouble(reply.shortage, NoCapacityError(reply.shortage))
-        elif reply.instances:
-            self._told = ""
-        return len(reply.instances)
-
-    def _tell_trouble(self, why: str, error: CloudError) -> None:
-        """Once, not at every attempt; seconds that count down are no news."""
-        gist = "".join(char for char in why if not char.isdigit())
-        if gist != self._told:
-            self._told = gist
-            self._emit(RentFailed(why, error))
-
-    async def _wait(self, capacity: asyncio.Task[None] | None) -> None:
-        """Until something changes, capacity comes, or it is time to look after the instances."""
-        change = asyncio.create_task(self._changed.wait())
-        waits: list[asyncio.Task[Any]] = [change] if capacity is None else [change, capacity]
-        try:
-            await asyncio.wait(waits, timeout=self._poll_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            change.cancel()
+    # --- instances and their links
 
     async def _refresh(self) -> None:
         for instance in await self._provider.describe():
@@ -254,8 +171,6 @@ class Fleet:
             for name, notice in self._provider.notices().items():
                 if (link := self._links.get(name)) is not None:
                     link.told_by_api(notice)
-
-    # --- instances and their links
 
     def _see(self, instance: Instance) -> None:
         """The provider says this about an instance."""
@@ -275,7 +190,7 @@ class Fleet:
             if link is not None and mine:
                 self._drop(link, "the instance has ended")
             self._emit(InstanceChanged(instance))
-            self._changed.set()
+            self._rental.look()
             return
         self._emit(InstanceChanged(instance))
         if not mine and not self._stopping:
@@ -311,7 +226,7 @@ class Fleet:
         try:
             await link.tend()
         except SshError as error:
-            self._emit(RentFailed(f"{link.name}: {error}; ending the instance", None))
+            self._emit(NodeBroken(link.name, str(error)))
             await self._end(link, str(error))
         except Exception:  # noqa: BLE001 - one node's trouble must stay its own
             _LOG.exception("tending %s failed in an unforeseen way", link.name)
@@ -325,7 +240,7 @@ class Fleet:
                 await self._provider.terminate([link.name])
                 break
             await asyncio.sleep(self._poll_s)
-        self._changed.set()
+        self._rental.look()
 
     def _drop(self, link: NodeLink, why: str) -> None:
         link.gone(why)
@@ -337,7 +252,7 @@ class Fleet:
         _LOG.debug("%s: %s", node, why)
         if isinstance(self._provider, HearsOfTrouble):
             self._provider.suspect(node)
-        self._changed.set()
+        self._rental.look()
 
     def _record(self, instance: Instance, pids: Sequence[int]) -> None:
         if self._journal is not None:
@@ -353,7 +268,7 @@ class Fleet:
             instance = self._instances[link.instance.id]
             if instance.state in (InstanceState.BOOTING, InstanceState.RUNNING):
                 self._see(instance.moved(InstanceState.NOTICED))
-            self._changed.set()
+            self._rental.look()
 
     async def _tick(self) -> None:
         """Beats and silences. A machine that was too busy to run us must not make every node look dead."""
@@ -369,13 +284,7 @@ class Fleet:
 
     async def _stop(self) -> None:
         self._stopping = True
-        self._ended.set()
-        self._changed.set()
-        if self._rent_task is not None:
-            # A request under way is let finish, so that what it rents is known; a slow one is cut off: its
-            # token and the provider's own sweep find what came of it.
-            await asyncio.wait([self._rent_task], timeout=2.0)
-            self._rent_task.cancel()
+        await self._rental.stop()
         ends = [link.attached for link in self._links.values()]
         for link in self._links.values():
             link.stop()

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LinkTimes:
-    """How patient we are, in seconds."""
+    """How patient we are, in seconds.
+
+    An instance that once had all its workers is ended when it has had some of them only for `lame_s`.
+    """
 
     beat_s: float = 0.5
     grace_s: float = 3.0
@@ -18,3 +21,4 @@ class LinkTimes:
     lease_s: float = 10.0
     poll_s: float = 0.1
     close_s: float = 7.0
+    lame_s: float = 180.0

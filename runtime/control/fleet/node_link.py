@@ -365,8 +365,8 @@ class NodeLink:
                 self.pids = (*self.pids[:1], *(end.pid for end in self._ends if end.pid))
                 self._emit(WorkerJoined(end.name, words, self._anchor_port, kind[:1] == b"k"))
         elif words["t"] == "lost":
-            if words["incarnation"] == end.incarnation:
-                self._lose_worker(end, words["why"])
+            if words["incarnation"] == end.incarnation and end.lose():
+                self._emit(WorkerLost(end.name, words["why"], alone=True))
         elif words["t"] == "failed":
             end.failures += 1
             self._emit(WorkerFailed(end.name, words["why"], end.failures))

@@ -27,7 +27,8 @@ class LaunchRequest:
     `checkpoint` is the folder or URL for durable checkpoints, one for every `checkpoint_every` steps (0, for
     the policy `checkpoint` alone: by Young's rule), of which the last `checkpoint_keep` are kept, and
     `start_from` one to continue. `faults` are scripted deaths, for tests; without `copy_ahead` all state is
-    sent at the switch, for benchmarks. `anchor` is `here` or `cloud`: where launcher and backup are
+    sent at the switch, for benchmarks, and unless `exact` gradients are summed in fp32, as on
+    GPUs, for tests. `anchor` is `here` or `cloud`: where launcher and backup are
     to run; the launcher there is told `here`, what its machine costs in an hour, and since when (in Unix s).
     """
 
@@ -56,6 +57,7 @@ class LaunchRequest:
     checkpoint_every: int = 100
     checkpoint_keep: int = 3
     copy_ahead: bool = True
+    exact: bool = True
     start_from: str | None = None
     template: Mapping[str, Any] = field(default_factory=dict)
     cost_table: Mapping[str, Any] = field(default_factory=dict)

@@ -345,7 +345,9 @@ class _Job:
             interval_s=request.interval_s / self._setup.time_scale,
             backup_every=request.backup_every,
             copy_ahead=request.copy_ahead,
+            exact=request.exact,
             learns=request.cloud != "local",  # whose devices are make-believe: its cores say nothing of them
+            lame_s=self._setup.link_times.lame_s,
             backup=request.backup,
             checkpoint_every=request.checkpoint_every,
             first_step=self._first_step,

@@ -12,7 +12,6 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from cloud.types import Instance, InstanceState
 from runtime.control import messages
 from runtime.control.backup.keeper import CheckpointKeeper
 from runtime.control.backup.orders import BackupOrders
@@ -22,21 +21,20 @@ from runtime.control.job.recorder import Recorder
 from runtime.control.training import phases
 from runtime.control.training.course import Course
 from runtime.control.training.ending import Ending
-from runtime.control.training.failures import MOST_FAILURES, Failures
 from runtime.control.training.generations import Pending, members_hold
+from runtime.control.training.giving_up import GivingUp
 from runtime.control.training.migration import Migration
 from runtime.control.training.phases import FleetPort, Phase, StartGate, StopRequest, next_batch
 from runtime.control.training.reception import Reception
 from runtime.control.training.recovery import Recovery
 from runtime.control.training.resumption import Resumption
 from runtime.control.training.roster import Roster
-from runtime.control.training.training import Pace, Training
+from runtime.control.training.training import Pace, Training, TrainingError
 from runtime.control.training.votes import Ballot
 from runtime.planning import controller
 from runtime.planning import types as plan_types
 from runtime.planning.costs import notice_lead_s
 from runtime.planning.ledger import Ledger
-from runtime.planning.placement import instance_of, worker_names
 from runtime.planning.types import MigrationKind, MigrationPlan
 
 
@@ -71,7 +69,9 @@ class Coordinator:
         self._recovery = Recovery(self._course, self._roster, recorder, self._send)
         layers = len(training.model.layers)
         self._ending = Ending(self._course, layers, backup, recorder, keeper, self._send)
-        self._failures = Failures()
+        self._giving_up = GivingUp(
+            self._course, self._roster, recorder, fleet, self._lose, config.max_nodes, config.gpus
+        )
         self._gate, self._turns = StartGate(), phases.Turns()
         self._pace = Pace(config.profile if training.learns else None)
         self._orders = BackupOrders(training.backup, training.backup_every, at_once=resumption is not None)
@@ -111,6 +111,7 @@ class Coordinator:
                 self._config = self._pace.times.corrected(self._config)
                 self._course.planning.append(plan_types.IntervalElapsed())
                 self._course.planning += self._reception.spared(self._now_s())
+                self._giving_up.look(self._now_s(), self._training.lame_s)
             for node in self._roster.due(self._now_s(), lead_s):
                 self._course.planning.append(plan_types.NodeNoticed(node, self._roster.notices[node]))
             self._check_deadline()
@@ -134,19 +135,24 @@ class Coordinator:
                     self._obey(node, messages.decode(message))
             case fleet_events.WorkerJoined():
                 self._reception.join(event, self._resumption)
-            case fleet_events.WorkerLost(node, why):
+            case fleet_events.WorkerLost(node, why, alone):
+                ready = self._roster.is_ready(node)
+                if alone and not ready and node in self._roster:
+                    self._giving_up.fail_start(node, why)
                 self._lose(node, why)
+                if alone and ready:
+                    self._giving_up.died(node, why)
+            case fleet_events.WorkerFailed(node, why):
+                self._giving_up.fail_start(node, why)
             case StopRequest():
                 self._ending.stop(event)
             case _:
-                if isinstance(event, fleet_events.InstanceChanged):
-                    self._instance_changed(event.instance)
                 began = self._course.highest_generation > 0
                 self._reception.hear(event, self._now_s(), began, self._config.profile.fewest_nodes)
-
-    def _instance_changed(self, instance: Instance) -> None:
-        if instance.state is InstanceState.TERMINATED:
-            self._failures.end(worker_names(instance.name, self._config.gpus))
+                if isinstance(event, fleet_events.NodeBroken):
+                    self._giving_up.broken(event)
+                elif isinstance(event, fleet_events.InstanceChanged):
+                    self._giving_up.changed(event.instance)
 
     def _obey(self, node: str, message: messages.Message) -> None:
         match message:
@@ -162,12 +168,19 @@ class Coordinator:
                 else:
                     self._recovery.answer(node, message)
                     self._finish_recovery()
+            case messages.Configured(error=error) if error:
+                if self._course.highest_generation == 0:  # it is the job's own fault, as far as we know
+                    raise TrainingError(f"node {node} cannot train: {error}")
+                self._giving_up.fail_start(node, error)
             case messages.Configured():
                 self._course.planning.append(self._reception.configured(node, message))
+                self._giving_up.ready(node)
+            case messages.Failed() if not self._roster.is_ready(node):
+                self._giving_up.fail_start(node, message.error)
             case messages.Failed():
                 if self._course.phase is Phase.RUNNING:
                     self._recorder.event("failed", f"{node} could not go on", message.error)
-                    self._report(node, message)
+                    self._giving_up.report(node, message)
                     self._recover()
             case messages.Digests():
                 self._ending.heard(message)
@@ -182,7 +195,7 @@ class Coordinator:
         if not self._roster.lose(node):
             return
         course.planning.append(plan_types.NodeLost(node))
-        self._failures.lose(node)
+        self._giving_up.lose(node)
         self._recovery.lose(node)
         if course.phase is Phase.RECOVERING:
             self._finish_recovery()
@@ -194,23 +207,6 @@ class Coordinator:
         elif course.phase is Phase.FINISHING:
             self._ending.lose(node)
             self._finish_or_recover()
-
-    def _report(self, node: str, failed: messages.Failed) -> None:
-        """A worker cannot go on, in the generation that is at work."""
-        workers, running = self._roster.workers, self._course.running
-        addresses = {(w.hello.host, w.hello.transfer_port): name for name, w in workers.items()}
-        source = addresses.get(tuple(failed.source)) if failed.source else None
-        members = () if running is None else running.assignment
-        self._failures.report(node, failed.error, self._course.step, members, source)
-
-    def _give_up(self, node: str, why: str) -> None:
-        """End a node's instance, of which nothing more is to be hoped."""
-        name = instance_of(node, self._config.gpus)
-        self._recorder.event("trouble", f"{name} is of no use: ending the instance", why)
-        self._fleet.end(name, why)
-        for worker in worker_names(name, self._config.gpus):
-            if worker in self._roster:
-                self._lose(worker, why)
 
     # ---- steps -----------------------------------------------------------------------------------------
 
@@ -230,7 +226,7 @@ class Coordinator:
         scale = ballot.clip_scale(training.model.training.clip_norm)
         push, stream = self._orders.at(step + 1, last, fresh, self._backup)
         course.ledger = course.ledger.commit(step)
-        self._failures.commit(step, running.assignment)
+        self._giving_up.committed(step, running.assignment)
         self._recorder.step(step, ballot, course.ledger.samples, running, scale)
         proceed = not (last or switch or self._orders.halts)
         commit = messages.Commit(running.generation, step, scale, proceed, push, stream)
@@ -259,8 +255,7 @@ class Coordinator:
             return
         if self._resumption is not None and not self._resume(self._resumption):
             return
-        if (failure := self._failures.settle()) is not None:
-            self._give_up(failure.node, f"it has failed {MOST_FAILURES} times in a row: {failure.error}")
+        self._giving_up.settle()
         events, course.planning = course.planning, []
         decision = controller.step(self._config, self._state, events, self._now_s())
         self._state = decision.state
@@ -338,6 +333,7 @@ class Coordinator:
         """Whoever was not heard because this process did not run is not late."""
         if gap_s := self._turns.gap_s(self._now_s()):
             self._course.postpone(gap_s)
+            self._roster.postpone(gap_s)
             self._recorder.event("trouble", f"the launcher was not running for {gap_s:.1f} s")
 
     def _check_deadline(self) -> None:
@@ -351,7 +347,9 @@ class Coordinator:
         if course.phase is Phase.RECOVERING:
             for node in self._recovery.awaiting:
                 self._fleet.kill_worker(node)
-                self._lose(node, f"its worker did not answer for {self._pace.abort_timeout_s:g} s")
+                why = f"its worker did not answer for {self._pace.abort_timeout_s:g} s"
+                self._lose(node, why)
+                self._giving_up.died(node, why)
         elif course.phase is Phase.RUNNING:
             self._recorder.event("failed", "a step was abandoned", "not all votes came in time")
             self._pace.stuck()

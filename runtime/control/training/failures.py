@@ -3,6 +3,9 @@
 A failure is charged to nobody if somebody died meanwhile: whoever waited for the dead is who reports. Else
 the first to report in an attempt is charged, since the others fail because it left them. A failed fetch is
 reported by its receiver: once a second receiver fails at the same source, the source is charged instead.
+
+A worker that fails before it is ready, so that it was in no attempt, is charged itself, until it is ready;
+one that dies without a word, time and again, until it has taken part in a commit.
 """
 
 from __future__ import annotations
@@ -36,7 +39,12 @@ class Failures:
     A step that is only done again (after a rollback) proves nothing about the step that failed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: int = 1) -> None:
+        """`wanted` is how many instances the job has when all is well."""
+        self._most_unstarted = max(MOST_FAILURES, wanted)
+        self._deaths: dict[str, int] = {}  # by node, since it last took part in a commit
+        self._starts: dict[str, int] = {}  # failures by node, before it was ready
+        self._unstarted = 0  # instances given up in a row, with no worker ready in between
         self._open: Failure | None = None  # of the attempt that is being left
         self._counts: dict[str, int] = {}
         self._receivers: dict[str, set[str]] = {}  # by the source that they could not fetch from
@@ -59,9 +67,49 @@ class Failures:
         for node in nodes:
             self.lose(node)
             self._counts.pop(node, None)
+            self._starts.pop(node, None)
+            self._deaths.pop(node, None)
+
+    def ready(self, node: str) -> None:
+        """A worker is ready for work: here it can be done."""
+        self._starts.pop(node, None)
+        self._unstarted = 0
+
+    def fail_start(self, node: str) -> bool:
+        """A worker failed before it was ready; whether that makes its node unusable."""
+        self._starts[node] = self._starts.get(node, 0) + 1
+        return self._starts[node] == MOST_FAILURES
+
+    def die(self, node: str, why: str, step: int) -> bool:
+        """A worker that was ready has died; whether its node is unusable.
+
+        Raises:
+            TrainingError: it is the second such node, and nothing was committed in between.
+        """
+        self._deaths[node] = self._deaths.get(node, 0) + 1
+        if self._deaths[node] != MOST_FAILURES:
+            return False
+        self._step = max(self._step, step)
+        if self._unusable:
+            raise TrainingError(f"{node} dies at step {step}, {self._unusable[-1]} did so too: {why}")
+        self._unusable.append(node)
+        return True
+
+    def broken(self, instance: str, error: str) -> None:
+        """An instance could not be made ready, and is given up.
+
+        Raises:
+            TrainingError: so many in a row that the fault is the job's own.
+        """
+        self._unstarted += 1
+        if self._unstarted >= self._most_unstarted:
+            raise TrainingError(f"{self._unstarted} nodes in a row did not get ready: {instance}: {error}")
 
     def commit(self, step: int, members: Iterable[str]) -> None:
         """A step was committed: by these members, and the job can do it."""
+        members = list(members)
+        for node in members:
+            self._deaths.pop(node, None)
         if step < self._step:
             return
         self._unusable, self._receivers = [], {}

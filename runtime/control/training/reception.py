@@ -40,7 +40,8 @@ class Reception:
         assert isinstance(parsed, messages.Hello)
         # A scripted death is for a node's first worker, its successor must live; a failure is the machine's.
         first = self._roster.join(node, parsed)
-        faults = [fault for fault in self._training.faults if first or fault.get("fails")]
+        lasting = ("fails", "always")
+        faults = [fault for fault in self._training.faults if first or any(map(fault.get, lasting))]
         port = event.backup_port
         backup = self._backup.address if port is None else ("127.0.0.1", port)
         configure = self._training.configure(node, backup, faults)
@@ -55,10 +56,8 @@ class Reception:
         """A worker has the model and the text.
 
         Raises:
-            TrainingError: it cannot train, or reads another text than the others.
+            TrainingError: it reads another text than the others.
         """
-        if message.error:
-            raise TrainingError(f"node {node} cannot train: {message.error}")
         if self._corpus_digest and message.corpus_digest != self._corpus_digest:
             raise TrainingError(
                 f"node {node} reads another text than the others: give every node the same files (--data)"
@@ -84,10 +83,10 @@ class Reception:
                 self._roster.instance(instance)
             case fleet_events.RentFailed():
                 self._recorder.event("trouble", event.why)
-                if event.error is not None and not began:
+                if not began:
                     give_up_on(event.error, self._roster, fewest_nodes)
-            case fleet_events.WorkerFailed(why=why):
-                self._recorder.event("trouble", why)
+            case fleet_events.NodeBroken(node, why):
+                self._recorder.event("trouble", f"{node}: {why}; ending the instance")
 
     def notice(self, event: fleet_events.NodeNoticed, now_s: float) -> None:
         """The cloud has warned about a node."""

@@ -36,6 +36,8 @@ class Roster:
         self._awaited: set[str] = set()  # who is started again, and of use
         self._restarted = False
         self._instances: set[str] = set()  # that have not ended
+        self._once_whole: set[str] = set()  # of these, those whose workers were all ready at some time
+        self._lame: dict[str, float] = {}  # of these, those that lack a worker now, since when
         self._lost: list[str] = []
         self._joined: list[str] = []
 
@@ -75,6 +77,8 @@ class Roster:
         """An instance changed its state."""
         if instance.state is InstanceState.TERMINATED:
             self._instances.discard(instance.name)
+            self._once_whole.discard(instance.name)
+            self._lame.pop(instance.name, None)
             self._booting.discard(instance.name)
             workers = worker_names(instance.name, self._gpus)
             self._awaited.difference_update(workers)
@@ -108,7 +112,10 @@ class Roster:
         """A worker has loaded the model and the text."""
         self.workers[node].ready = True
         if self.whole(node):
-            self._booting.discard(instance_of(node, self._gpus))
+            instance = instance_of(node, self._gpus)
+            self._booting.discard(instance)
+            self._once_whole.add(instance)
+            self._lame.pop(instance, None)
         self._awaited.discard(node)
         if node in self._restarting:
             self._restarting.discard(node)
@@ -123,6 +130,31 @@ class Roster:
         if node not in self._restarting:
             self._lost.append(node)
         return True
+
+    def lame(self, now_s: float, limit_s: float) -> list[str]:
+        """Instances that have lacked a worker for `limit_s`, others of theirs being here; each named once.
+
+        One that has none at all may be out of reach: that is for its link to judge. Call this often: the
+        time runs from when it was first seen to be so.
+        """
+        over = []
+        for instance in self._once_whole:
+            names = worker_names(instance, self._gpus)
+            here = sum(name in self.workers for name in names)
+            if here and not all(map(self.is_ready, names)):
+                if now_s - self._lame.setdefault(instance, now_s) >= limit_s:
+                    over.append(instance)
+            else:
+                self._lame.pop(instance, None)
+        self._once_whole.difference_update(over)
+        for instance in over:
+            del self._lame[instance]
+        return sorted(over)
+
+    def postpone(self, gap_s: float) -> None:
+        """For so long nobody could have been heard."""
+        for instance in self._lame:
+            self._lame[instance] += gap_s
 
     def due(self, now_s: float, lead_s: float) -> list[str]:
         """The noticed nodes that have to be acted on now, each named once: `lead_s` before their deadline.
