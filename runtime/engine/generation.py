@@ -22,37 +22,53 @@ def compute_device() -> torch.device:
 class Generation:
     """The groups are built in the background as soon as this exists; `groups()` waits for them.
 
+    So is the memory for gradients, by `make_room`; `prepared` is called with the seconds that both took.
+
     `stage` is the rank in the pipeline of `stages` workers. With redundancy a worker may have two of the
     model's stages, `works[stage]`, and keeps copies of others, `shadows[stage]`.
     """
 
-    def __init__(self, message: Prepare, host: str, prepared: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        message: Prepare,
+        host: str,
+        prepared: Callable[[float], None],
+        make_room: Callable[[Generation], list[torch.Tensor]] = lambda generation: [],
+    ) -> None:
         self.number = message.generation
         self.pipelines = message.pipelines
-        self.pipeline, own = message.position
+        self.pipeline, position = message.position
         # Ordinarily a worker has one stage and its rank in the pipeline is the stage's number.
         self.works = message.works or [[stage] for stage in range(len(message.cuts))]
         self.shadows = message.shadows or [[] for _ in self.works]
-        self.stage = next(rank for rank, stages in enumerate(self.works) if own in stages)
+        self.stage = next(rank for rank, stages in enumerate(self.works) if position in stages)
         self.stages = len(self.works)
         self.cuts = message.cuts
         self.layers: Sequence[int] = [n for stage in self.works[self.stage] for n in message.cuts[stage]]
         self.shadow_layers = [n for stage in self.shadows[self.stage] for n in message.cuts[stage]]
         self.held: Sequence[int] = [*self.layers, *self.shadow_layers]
-        self.gradients: dict[int, torch.Tensor] = {}  # by stage, flat; also of those that are kept a copy of
+        own = (*self.works[self.stage], *self.shadows[self.stage])
+        self.own_stages: dict[int, Sequence[int]] = {stage: message.cuts[stage] for stage in own}
+        self.gradients: dict[int, torch.Tensor] = {}  # flat, of each of `own_stages`
         self.keep_alive: object = None  # what the network may still read or write
         self.fresh = True  # no step of it has been committed yet
         self.waiter = Waiter(f"generation-{self.number}")
         self._groups: Groups | None = None
-        self._message, self._host, self._on_prepared = message, host, prepared
+        self._room: list[torch.Tensor] = []
+        self._message, self._host, self._on_prepared, self._make_room = message, host, prepared, make_room
         self.waiter.post(self._build)
 
     def groups(self) -> Groups:
         """The generation's groups, once every member has joined them."""
         if self._groups is None:
-            self._groups = self.waiter.collect()
+            self._groups, self._room = self.waiter.collect()
         assert self._groups is not None
         return self._groups
+
+    def take_room(self) -> list[torch.Tensor]:
+        """The memory that was found ahead, once."""
+        room, self._room = self._room, []
+        return room
 
     def micro_batches(self, count: int) -> list[int]:
         """Which of `count` micro-batches this pipeline works on; D need not divide `count`."""
@@ -69,7 +85,7 @@ class Generation:
         self._groups = None
         self.keep_alive = None
 
-    def _build(self) -> Groups:
+    def _build(self) -> tuple[Groups, list[torch.Tensor]]:
         began = time.monotonic()
         message = self._message
         store = (message.store[0], message.store[1])
@@ -81,8 +97,9 @@ class Generation:
         else:
             works = self.works[self.stage]
             groups = GlooGroups(self.number, self._host, store, self.pipelines, self.stages, position, works)
+        room = self._make_room(self)
         self._on_prepared(time.monotonic() - began)
-        return groups
+        return groups, room
 
 
 class Graveyard:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -25,7 +25,6 @@ from runtime.control.wire import AdamW
 # Adding and subtracting 1.5 * 2^(52-42) in float64 rounds to a multiple of 2^-42 for |x| < 2^9.
 _GRID = 1.5 * 2.0 ** (52 - 42)
 ROWS = 3
-_ALIGNMENT = 16  # values: a layer's slice of the flat gradient begins at a multiple of 64 bytes
 
 
 class LayerState:
@@ -162,19 +161,3 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     """The bytes of a contiguous tensor; those of a CPU tensor are shared, not copied."""
     array: Any = tensor.cpu().numpy()
     return memoryview(array).cast("B")
-
-
-def bind_gradients(layers: Sequence[LayerState], exact: bool) -> torch.Tensor:
-    """One flat zeroed gradient for these layers; each accumulates into its slice.
-
-    A generation has its own, since an abandoned reduction may go on writing into the old one. Slices are
-    aligned, so that a layer's norm is summed in the same way whatever lies before it.
-    """
-    padded = [-(-layer.size // _ALIGNMENT) * _ALIGNMENT for layer in layers]
-    device = layers[0].buffer.device
-    flat = torch.zeros(sum(padded), dtype=torch.float64 if exact else torch.float32, device=device)
-    start = 0
-    for layer, size in zip(layers, padded, strict=True):
-        layer.bind(flat[start : start + layer.size])
-        start += size
-    return flat

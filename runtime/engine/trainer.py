@@ -13,11 +13,12 @@ from runtime.control.wire import AdamW
 from runtime.engine.backup import BackupSender
 from runtime.engine.data import Corpus
 from runtime.engine.generation import Generation, compute_device
+from runtime.engine.gradients import bind_gradients, flat_values, lacking, new_gradient
 from runtime.engine.models import gpt
 from runtime.engine.numerics import Numerics, dropout_seed
 from runtime.engine.schedule import PipelineStep
 from runtime.engine.shadow import exchange_gradients
-from runtime.engine.state import LayerState, bind_gradients
+from runtime.engine.state import LayerState
 from runtime.engine.tie import sum_tied
 from runtime.planning.ledger import SampleOrder
 from runtime.planning.model import ModelSpec
@@ -49,6 +50,7 @@ class Trainer:
         self._numerics = Numerics.of(self._training, self._device)
         self.step = 0
         self.layers: dict[int, LayerState] = {}
+        self._sizes: dict[int, int] = {}
 
     def warm_up(self) -> None:
         """Run one micro-batch through a throwaway embedding, block and head.
@@ -82,8 +84,36 @@ class Trainer:
             for name, parameter in gpt.build_layer(self._shape, index).named_parameters()
         ]
 
-    def enter(self, generation: Generation, step: int, arrived: Mapping[int, LayerState]) -> None:
-        """Take the generation's position at `step`; `arrived` layers are installed, all of them at once."""
+    def make_room(self, generation: Generation, running: Generation | None) -> list[torch.Tensor]:
+        """Memory for the gradients of a generation to come; that of the `running` one will serve it too.
+
+        Empty where there is no room for both at once: then it is found at the switch.
+        """
+        values = [flat_values(map(self._size_of, layers)) for layers in generation.own_stages.values()]
+        memory = [] if running is None or running.waiter.abandoned else [*running.gradients.values()]
+        try:
+            return [new_gradient(n, self._exact, self._device) for n in lacking(memory, values)]
+        except RuntimeError:
+            return []
+
+    def _size_of(self, index: int) -> int:
+        """The number of values of a layer's parameters."""
+        if index not in self._sizes:
+            layer = gpt.build_layer(self._shape, index)
+            self._sizes[index] = sum(parameter.numel() for parameter in layer.parameters())
+        return self._sizes[index]
+
+    def enter(
+        self,
+        generation: Generation,
+        step: int,
+        arrived: Mapping[int, LayerState],
+        memory: Sequence[torch.Tensor] = (),
+    ) -> None:
+        """Take the generation's position at `step`; `arrived` layers are installed, all of them at once.
+
+        `memory` of gradients that nobody uses any more may be used again.
+        """
         if step != self.step:
             self.layers.clear()  # a rollback: versions never mix
             self.step = step
@@ -91,9 +121,10 @@ class Trainer:
         missing = [index for index in generation.held if index not in self.layers]
         if missing:
             raise RuntimeError(f"layers {missing} of step {step} are not here and were not sent")
-        for stage in (*generation.works[generation.stage], *generation.shadows[generation.stage]):
-            layers = [self.layers[index] for index in generation.cuts[stage]]
-            generation.gradients[stage] = bind_gradients(layers, self._exact)
+        room = [*generation.take_room(), *memory]
+        for stage, held in generation.own_stages.items():
+            layers = [self.layers[index] for index in held]
+            generation.gradients[stage] = bind_gradients(layers, self._exact, room)
 
     def compute(self, generation: Generation) -> Vote:
         """Forward, backward and reduction of this step; touches gradients only.

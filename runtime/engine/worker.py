@@ -189,8 +189,11 @@ class Worker:
         with self._lock:
             if message.generation <= self._aborted_until:
                 return
+            trainer, running = self._trainer, self._current
+            assert trainer is not None
             superseded, old = list(self._prepared.values()), self._copy
-            self._prepared = {message.generation: Generation(message, self._host, prepared)}
+            room = partial(trainer.make_room, running=running)
+            self._prepared = {message.generation: Generation(message, self._host, prepared, room)}
             self._copy = self._copy_ahead(message) if message.copies else None
         for generation in superseded:
             self._graveyard.bury(generation)
@@ -281,21 +284,23 @@ class Worker:
         if self._trainer is not None:
             self._trainer.layers.clear()
 
-    def _take(self, number: int) -> tuple[Generation, AheadCopy | None]:
+    def _take(self, number: int) -> tuple[Generation, AheadCopy | None, list[torch.Tensor]]:
+        """A prepared generation, what copies its state, and the memory that the one before it leaves."""
         with self._lock:
             generation = self._prepared.pop(number, None)
             if generation is None or number <= self._aborted_until:
                 raise AbandonedError
             old, self._current = self._current, generation
             copy = self._copy
+            left = [] if old is None or old.waiter.abandoned else [*old.gradients.values()]
         if old is not None:
             self._graveyard.bury(old)
-        return generation, copy
+        return generation, copy, left
 
     def _switch(self, message: messages.Switch) -> None:
         trainer = self._trainer
         assert trainer is not None
-        generation, copy = self._take(message.generation)
+        generation, copy, left = self._take(message.generation)
         self._faults.at(message.step, "switch")
         generation.groups()
         began = time.monotonic()
@@ -310,7 +315,7 @@ class Worker:
         generation.waiter.check()
         if self._sender is not None and message.step != trainer.step:
             self._sender.clear()
-        trainer.enter(generation, message.step, arrived)
+        trainer.enter(generation, message.step, arrived, left)
         with self._lock:
             self._copy = None  # until here an abort would have saved what was copied
         self._server.publish(trainer.step, trainer.sources())
