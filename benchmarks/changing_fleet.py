@@ -107,7 +107,7 @@ class Weather:
         """Noticed together, nodes are of one pipeline, so that every stage keeps a holder."""
         name = self._free(provider)[0]
         self._noticed.add(name)
-        provider.announce(name, self._notice_s)
+        provider.take(name, self._notice_s)
 
     def _quiet(self, provider: LocalProvider) -> None:
         pass

@@ -259,6 +259,11 @@ class LocalProvider:
             node.instance = node.instance.moved(InstanceState.NOTICED)
         self.later(notice_s, lambda: self._deadline(node))
 
+    def take(self, name: str, notice_s: float) -> None:
+        """As `announce`, and the instance is not to be had again."""
+        self._present.pop(name, None)
+        self.announce(name, notice_s)
+
     def _deadline(self, node: LocalNode) -> None:
         if self._nodes.get(node.instance.name) is not node:
             return
