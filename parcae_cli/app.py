@@ -31,6 +31,7 @@ COMMANDS = {
     "replay": LazyCommand("parcae_cli.commands.replay", "Compare policies on a trace, without training."),
     "trace": LazyCommand("parcae_cli.commands.trace", "Look at availability traces, or make one."),
     "models": LazyCommand("parcae_cli.commands.models", "List the models that can be trained or replayed."),
+    "profile": LazyCommand("parcae_cli.commands.profile", "Measure a model on this machine, for planning."),
     "doctor": LazyCommand("parcae_cli.commands.doctor", "Check that this machine is ready."),
 }
 

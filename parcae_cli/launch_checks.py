@@ -116,6 +116,15 @@ def check_model(model: str) -> None:
         raise UsageError(f"{model} can be replayed, not trained", "Models that can be: parcae models")
 
 
+def check_profile(profile: Path | None, cloud: str) -> None:
+    """Refuse a profile of this machine's device where a cloud's devices will train."""
+    if profile is not None and cloud in RENTED:
+        raise UsageError(
+            f"--profile {profile}: was measured on a machine's own device, and {cloud} has others",
+            "Leave it out: such a job corrects its plans by the steps that it sees",
+        )
+
+
 def check_forecaster(name: str | None) -> None:
     """Refuse a forecaster that there is not."""
     if name is not None:

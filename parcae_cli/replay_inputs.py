@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from parcae_cli.catalogue import load_model, templates_folder
+from parcae_cli.measured_profile import model_with_profile
 from runtime.planning.artifact_costs import artifact_costs
 from runtime.planning.costs import CostModel, measured_costs
 from runtime.planning.errors import InputError
@@ -49,12 +50,14 @@ def profile_and_costs(spec: ModelSpec, costs: str, max_nodes: int) -> tuple[Prof
     """
     table, source = read_profile("artifact.json")
     if costs == "artifact":
+        if spec.measured is not None:
+            raise InputError("--profile: a measured profile has no part in --costs artifact; use measured")
         if spec.artifact is None:
             raise InputError(f"{spec.name}: the artifact did not measure this model; use --costs measured")
         return measured_profile(spec, table, source), artifact_costs(table, spec.artifact, source)
     if costs != "measured":
         raise InputError(f"no costs {costs!r}; there are {', '.join(COSTS)}")
-    rows = measured_profile(spec, table, source) if spec.artifact else None
+    rows = measured_profile(spec, table, source) if spec.artifact and spec.measured is None else None
     constants, constants_source = read_profile("measured.json")
     return (
         estimated_profile(spec, max_nodes, rows),
@@ -74,16 +77,20 @@ def replay_setup(
     boot_s: float,
     max_nodes: int | None = None,
     gpus: int = 1,
+    measured: Path | None = None,
 ) -> ReplaySetup:
-    """A replay's set-up from what the user named. `costs` None: the artifact's where it has the model."""
-    spec = load_model(model)
+    """A replay's set-up from what the user named. `costs` None: the artifact's where it has the model.
+
+    `measured` is a file of `parcae profile`.
+    """
+    spec = load_model(model) if measured is None else model_with_profile(model, measured)
     most = max((count for _, count in trace.counts), default=0)
     known = read_profile("artifact.json")[0]["models"]
     if spec.artifact is not None and spec.artifact not in known:
         raise InputError(
             f"{model}: profile.artifact: no profile {spec.artifact!r}; there are {', '.join(sorted(known))}"
         )
-    chosen = costs or ("artifact" if spec.artifact else "measured")
+    chosen = costs or ("artifact" if spec.artifact and measured is None else "measured")
     profile, cost_model = profile_and_costs(spec, chosen, gpus * max(most, max_nodes or 0))
     baselines, _ = read_profile("baselines.json")
     overhead = baselines["redundancy_overhead"]

@@ -10,8 +10,8 @@ from typing import Any
 from parcae_cli.errors import UsageError
 
 
-def training_template(model: str, eval_every: int | None) -> dict[str, Any]:
-    """The content of the model's file, checked; `eval_every` None leaves it as it is.
+def training_template(model: str, eval_every: int | None, profile: Path | None = None) -> dict[str, Any]:
+    """The content of the model's file, checked, with a profile laid over it; `eval_every` None leaves it.
 
     Raises:
         InputError: the file is wrong.
@@ -23,6 +23,10 @@ def training_template(model: str, eval_every: int | None) -> dict[str, Any]:
     if eval_every is not None:
         template = {**template, "training": {**template["training"], "eval_every": eval_every}}
     parse_model(template, model)
+    if profile is not None:
+        from parcae_cli.measured_profile import with_profile
+
+        template = with_profile(template, profile, model)
     return template
 
 

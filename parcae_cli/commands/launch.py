@@ -19,6 +19,7 @@ from parcae_cli.launch_checks import (
     check_forecaster,
     check_hosts,
     check_model,
+    check_profile,
     check_trace,
     job_name,
     place_of,
@@ -89,6 +90,12 @@ def launch(
     forecaster: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="How to forecast availability; see `parcae replay --help`."),
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Local and hosts: plan by what `parcae profile` measured of the model."
+        ),
     ] = None,
     interval: Annotated[
         float, typer.Option(metavar="S", help="Plan every so many seconds (of the trace).")
@@ -187,6 +194,7 @@ def launch(
     check_backup(backup, checkpoint, policy)
     check_anchor(anchor, cloud, checkpoint, start_from, data)
     check_model(model)
+    check_profile(profile, cloud)
     check_forecaster(forecaster)
 
     from parcae_cli.catalogue import load_measured_costs
@@ -194,7 +202,7 @@ def launch(
     from parcae_cli.training_inputs import corpus_of, training_template
     from runtime.control.job.job import LaunchRequest
 
-    home, template = parcae_home(), training_template(model, eval_every)
+    home, template = parcae_home(), training_template(model, eval_every, profile)
     corpus, objects = corpus_of(data or [], template)
     request = LaunchRequest(
         name=job_name(name, model, home),
@@ -243,11 +251,20 @@ def launch(
 
 
 def planned(request: LaunchRequest) -> Mapping[str, Any] | None:
-    """What the cloud would be asked for; None for clouds that cost nothing."""
+    """What the cloud would be asked for; None for clouds that cost nothing.
+
+    Raises:
+        InputError: the job could never begin.
+    """
+    from runtime.control.job.launch import check_nodes
     from runtime.control.providers import cloud_plan
     from runtime.planning.model import parse_model
 
-    return cloud_plan(request, parse_model(request.template, request.model))
+    spec = parse_model(request.template, request.model)
+    plan = cloud_plan(request, spec)
+    if plan is None and request.cloud == "local":
+        check_nodes(request, spec)
+    return plan
 
 
 def confirm(request: LaunchRequest, yes: bool) -> None:

@@ -16,8 +16,11 @@ PLOTS = (".png", ".svg", ".html")
 def replay(
     trace: Annotated[Path, typer.Argument(help="An availability trace, in any known format.")],
     model: Annotated[
-        str, typer.Option("--model", "-m", help="A model, or a template of your own.")
-    ] = "gpt3-6b",
+        str | None,
+        typer.Option(
+            "--model", "-m", help="A model, or a template of your own. [default: gpt3-6b, or the profile's]"
+        ),
+    ] = None,
     policy: Annotated[
         str, typer.Option("--policy", "-p", help="Policies by name, with commas, or `all`.")
     ] = DEFAULT_POLICIES,
@@ -26,6 +29,9 @@ def replay(
     ] = "default",
     costs: Annotated[
         str | None, typer.Option(help="artifact (the paper's) or measured (our own runtime's).")
+    ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Measured costs by a file of `parcae profile`.")
     ] = None,
     interval: Annotated[float, typer.Option(min=0.001, help="Seconds between plans.")] = 60.0,
     lookahead: Annotated[int, typer.Option(min=1, help="Intervals that a plan looks ahead.")] = 12,
@@ -61,6 +67,7 @@ def replay(
     if plot is not None and not plot.parent.is_dir():
         raise UsageError(f"--plot {plot}: there is no folder {plot.parent}", "Make it first")
 
+    from parcae_cli.measured_profile import profiled_model
     from parcae_cli.render.output import print_json, text_console
     from parcae_cli.render.replay import as_object, comparison_object, comparison_table, replay_view
     from parcae_cli.render.replay_progress import ReplayProgress
@@ -79,7 +86,11 @@ def replay(
     if fleet is not None:
         part = part.capped(fleet)
     first = "default" if forecaster == "all" else forecaster
-    setup = replay_setup(part, model, costs, first, interval, lookahead, history, notice, boot, gpus=gpus)
+    if model is None:
+        model = "gpt3-6b" if profile is None else profiled_model(profile)
+    setup = replay_setup(
+        part, model, costs, first, interval, lookahead, history, notice, boot, gpus=gpus, measured=profile
+    )
     cells = grid(swept) if swept else ()
     for values in cells:
         varied(setup, values)

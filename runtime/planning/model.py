@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from runtime.planning.layout import layout_problem
+from runtime.planning.measured import MeasuredLayers, parse_measured
 from runtime.planning.table import Table
 from runtime.planning.training import BYTES_PER_VALUE, TrainingSpec, parse_training
 from runtime.planning.types import Layout
@@ -73,7 +74,8 @@ class ModelSpec:
 
     `gpt` is None for models that can be replayed but not trained. `artifact` names the measured profile;
     `iteration_s` has the template's own measured rows, (pipelines, stages) -> seconds a step.
-    `units_per_sample` turns samples into `unit` (tokens or images) where costs are printed.
+    `units_per_sample` turns samples into `unit` (tokens or images) where costs are printed. `measured` is
+    what `parcae profile` found; the device is then the one that it ran on.
     """
 
     name: str
@@ -88,6 +90,7 @@ class ModelSpec:
     units_per_sample: int
     bamboo_layout: tuple[int, int] | None = None
     iteration_s: Mapping[tuple[int, int], float] = field(default_factory=dict)
+    measured: MeasuredLayers | None = None
 
     @property
     def params(self) -> int:
@@ -135,6 +138,14 @@ def parse_model(data: Mapping[str, Any], source: str) -> ModelSpec:
         rows = _measured_rows(profile, len(layers), training.micro_batches)
         profile.no_more()
     device = _device(top.need("device"))
+    measured, found = None, top.table("measured", required=False)
+    if found is not None:
+        measured = parse_measured(found, tuple(layer.params for layer in layers), training)
+        device = _device(found.need("device"), strict=False)
+        layers = tuple(
+            replace(layer, activation_bytes_per_sample=size / training.micro_batch)
+            for layer, size in zip(layers, measured.activation_bytes, strict=True)
+        )
     price_table = top.need("price")
     price = PriceSpec(
         spot_usd_per_hour=price_table.number("spot_usd_per_hour"),
@@ -154,7 +165,8 @@ def parse_model(data: Mapping[str, Any], source: str) -> ModelSpec:
         unit=unit,
         units_per_sample=units_per_sample,
         bamboo_layout=bamboo,
-        iteration_s=rows,
+        iteration_s={} if measured else rows,
+        measured=measured,
     )
 
 
@@ -259,12 +271,13 @@ def _listed_layers(top: Table) -> tuple[LayerSpec, ...]:
     return tuple(layers)
 
 
-def _device(table: Table) -> DeviceSpec:
+def _device(table: Table, strict: bool = True) -> DeviceSpec:
     device = DeviceSpec(
         name=table.text("name"),
         memory_bytes=table.count("memory_bytes"),
         flops_per_s=table.number("flops_per_s", above=0.0),
         link_bytes_per_s=table.number("link_bytes_per_s", above=0.0),
     )
-    table.no_more()
+    if strict:
+        table.no_more()
     return device

@@ -180,6 +180,8 @@ def estimated_profile(
     rows: dict[Layout, float] = {}
     refused: dict[Layout, str] = {}
     work = tuple(layer.forward_flops_per_sample for layer in spec.layers)
+    if spec.measured is not None:
+        work = spec.measured.work_s
     for layout in layouts if layouts is not None else all_layouts(spec, max_nodes):
         seconds, problem = estimate_iteration_s(spec, layout, cut_layers(work, layout.stages))
         if seconds is None:
