@@ -17,9 +17,10 @@ import torch.distributed as dist
 
 from runtime.control.wire import AdamW
 from runtime.engine.generation import compute_device
+from runtime.engine.gradients import bind_gradients
 from runtime.engine.models import gpt
 from runtime.engine.numerics import Numerics, dropout_seed
-from runtime.engine.state import LayerState, bind_gradients
+from runtime.engine.state import LayerState
 from runtime.planning.errors import InputError
 from runtime.planning.estimate import STATE_BYTES, UPDATE_BYTES, USABLE_MEMORY
 from runtime.planning.measured import FORM
