@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cloud.private_file import write_private
+from cloud.settings import AnchorType, FleetSettings
 from cloud.types import SshTarget
 
 _FILE = "anchor.json"
@@ -25,7 +26,8 @@ class BootFiles:
 
 @dataclass(frozen=True)
 class AnchorRecord:
-    """One anchor. `launched_s` is in Unix seconds; `lease` is the file that keeps it alive while touched.
+    """One anchor. `launched_s` is in Unix seconds; `lease` is the file that keeps it alive while touched,
+    as a shell on it names it.
 
     `sources` is the folder below its home that has our packages; empty until they are there.
     """
@@ -75,3 +77,35 @@ class AnchorPlan:
     rent: Callable[[], AnchorRecord]
     files: Mapping[str, str]
     fleet: Mapping[str, Any]
+
+    def told(self) -> dict[str, Any]:
+        """What a dry run says of it."""
+        return {
+            "instance_type": self.kind,
+            "zone": self.zone,
+            "usd_per_hour": self.usd_per_hour,
+            "memory_bytes": self.memory_bytes,
+            "needed_bytes": self.needed_bytes,
+        }
+
+
+def anchor_type(settings: FleetSettings, needed_bytes: float) -> tuple[str, AnchorType]:
+    """The type that was named, or the cheapest whose memory is enough.
+
+    Raises:
+        ValueError: there is none, or we do not know the one that was named; the message names the key.
+    """
+    if settings.anchor_type:
+        if settings.anchor_type not in settings.anchors:
+            raise ValueError(
+                f'anchor_type: [anchors."{settings.anchor_type}"] is missing: give its memory_bytes and '
+                "usd_per_hour"
+            )
+        return settings.anchor_type, settings.anchors[settings.anchor_type]
+    enough = [one for one in settings.anchors.items() if one[1].memory_bytes >= needed_bytes]
+    if not enough:
+        raise ValueError(
+            f"anchors: none has the {needed_bytes / 1e9:.0f} GB that the backup of this model may take: add "
+            "one, or use --backup none"
+        )
+    return min(enough, key=lambda one: one[1].usd_per_hour)

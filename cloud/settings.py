@@ -6,13 +6,17 @@ Each cloud adds its own fields; their names and kinds are the file's keys and wh
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True, kw_only=True)
 class RentedTimes:
-    """How patient we are, in seconds; the templates say what each is for."""
+    """How patient we are, in seconds; the templates say what each is for.
+
+    An anchor whose job has ended waits `anchor_linger_s` for its results to be fetched, and ends itself after
+    `anchor_longest_s` whatever happens.
+    """
 
     boot_s: float = 1200.0
     lease_s: float = 600.0
@@ -22,6 +26,16 @@ class RentedTimes:
     grace_s: float = 10.0
     cool_down_s: float = 60.0
     close_s: float = 600.0
+    anchor_linger_s: float = 3600.0
+    anchor_longest_s: float = 1209600.0
+
+
+@dataclass(frozen=True)
+class AnchorType:
+    """A machine that can be an anchor: its memory, and its price on demand."""
+
+    memory_bytes: float
+    usd_per_hour: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +57,11 @@ class FleetSettings:
     ssh_port: int = 22
     bootstrap: str = ""
     inside: bool = False
+    anchor_type: str = ""
+    anchor_image: str = ""
+    anchor_python: str = "python3"
+    anchor_packages: tuple[str, ...] = ()
+    anchors: Mapping[str, AnchorType] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.device not in ("instance", "model"):

@@ -5,5 +5,5 @@ from __future__ import annotations
 # Clouds that cost money: they have settings, a plan to confirm, and something to sweep up at their API.
 RENTED = ("aws", "gcp")
 # Those where the launcher, too, can run on a machine that is rented.
-ANCHORED = ("aws",)
+ANCHORED = ("aws", "gcp")
 CLOUDS = ("local", "hosts", *RENTED)

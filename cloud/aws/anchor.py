@@ -14,38 +14,17 @@ from cloud.aws import bootstrap
 from cloud.aws.api import Api, ApiError
 from cloud.aws.errors import Verdict
 from cloud.aws.instances import seen
-from cloud.aws.launch_record import LaunchRecord, has_ended, mark_begun
+from cloud.aws.launch_record import LaunchRecord
 from cloud.aws.requests import PoolPlan, anchor_request, key_pair_name
-from cloud.aws.settings import AnchorType, AwsSettings
+from cloud.aws.settings import AwsSettings
 from cloud.aws.shared import client_key, ensure_group, ensure_key_pair, image_id
 from cloud.aws.sweep import ANCHOR_REQUEST, end_launch, launch_rows
+from cloud.ended import has_ended, mark_begun
 from cloud.private_file import write_private
 from cloud.provider import CloudError, NoCapacityError
 from cloud.types import InstanceState, SshTarget
 
 _POLL_S = 1.0
-
-
-def anchor_type(settings: AwsSettings, needed_bytes: float) -> tuple[str, AnchorType]:
-    """The type that was named, or the cheapest whose memory is enough.
-
-    Raises:
-        ValueError: there is none, or we do not know the one that was named; the message names the key.
-    """
-    if settings.anchor_type:
-        if settings.anchor_type not in settings.anchors:
-            raise ValueError(
-                f'anchor_type: [anchors."{settings.anchor_type}"] is missing: give its memory_bytes and '
-                "usd_per_hour"
-            )
-        return settings.anchor_type, settings.anchors[settings.anchor_type]
-    enough = [one for one in settings.anchors.items() if one[1].memory_bytes >= needed_bytes]
-    if not enough:
-        raise ValueError(
-            f"anchors: none has the {needed_bytes / 1e9:.0f} GB that the backup of this model may take: add "
-            "one, or use --backup none"
-        )
-    return min(enough, key=lambda one: one[1].usd_per_hour)
 
 
 def anchor_settings(settings: AwsSettings) -> AwsSettings:
@@ -120,7 +99,7 @@ def rent_anchor(
                     SshTarget(one.public_ip, settings.ssh_port, settings.user, private, host_key),
                     own.python,
                     BootFiles(bootstrap.READY, bootstrap.FAILED, bootstrap.LOG),
-                    bootstrap.LEASE,
+                    f'"$HOME"/{bootstrap.LEASE}',
                 )  # fmt: skip
                 made.write(folder)
                 return made

@@ -112,19 +112,3 @@ def used_regions(folder: Path, record: LaunchRecord) -> tuple[str, ...]:
         sorted(path.name for path in kept.iterdir() if path.is_dir()) if kept.is_dir() else ()
     )
     return tuple(dict.fromkeys((record.region, *made)))
-
-
-def mark_ended(folder: Path) -> None:
-    """The API has said that nothing of this launch is left: whoever sweeps later need not ask again."""
-    if folder.is_dir():
-        write_private(folder / "ended", "")
-
-
-def mark_begun(folder: Path) -> None:
-    """From now on something of this launch may live (again)."""
-    (folder / "ended").unlink(missing_ok=True)
-
-
-def has_ended(folder: Path) -> bool:
-    """Whether a launch was seen to its end, or never began."""
-    return (folder / "ended").exists() or not (folder / "launch.json").exists()

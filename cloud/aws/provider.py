@@ -14,12 +14,13 @@ from cloud.aws.api import Api, ApiError
 from cloud.aws.errors import Verdict, refused, verdict_of
 from cloud.aws.event_queue import QueueWatch
 from cloud.aws.instances import seen
-from cloud.aws.launch_record import LaunchRecord, mark_begun, mark_ended, requests_folder, used_regions
+from cloud.aws.launch_record import LaunchRecord, requests_folder, used_regions
 from cloud.aws.region import Region, queue_region
 from cloud.aws.requests import PoolPlan, fleet_request
 from cloud.aws.settings import AwsSettings
 from cloud.aws.shared import client_key, remove_launch
 from cloud.aws.sweep import recent_requests, terminate_until_gone
+from cloud.ended import mark_begun, mark_ended
 from cloud.pools import INTERRUPTED
 from cloud.private_file import write_private
 from cloud.provider import CloudError, CredentialsError, MaybeStillRunningError

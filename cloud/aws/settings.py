@@ -10,23 +10,9 @@ from cloud.settings import FleetSettings, RentedTimes
 
 @dataclass(frozen=True, kw_only=True)
 class Times(RentedTimes):
-    """`dead_man_s`: a node that nobody has visited for so long shuts itself down.
-
-    An anchor whose job has ended waits `anchor_linger_s` for its results to be fetched, and ends itself after
-    `anchor_longest_s` whatever happens.
-    """
+    """`dead_man_s`: a node, or an anchor, that nobody has visited for so long shuts itself down."""
 
     dead_man_s: float = 1800.0
-    anchor_linger_s: float = 3600.0
-    anchor_longest_s: float = 1209600.0
-
-
-@dataclass(frozen=True)
-class AnchorType:
-    """A machine that can be an anchor: its memory, and its price on demand."""
-
-    memory_bytes: float
-    usd_per_hour: float
 
 
 @dataclass(frozen=True)
@@ -58,13 +44,8 @@ class AwsSettings(FleetSettings):
     queue_url: str = ""
     times: Times = field(default_factory=Times)
     gpus: Mapping[str, GpuSpeed] = field(default_factory=dict)
-    anchor_type: str = ""
     anchor_profile: str = ""
-    anchor_image: str = ""
     anchor_image_parameter: str = ""
-    anchor_python: str = "python3"
-    anchor_packages: tuple[str, ...] = ()
-    anchors: Mapping[str, AnchorType] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,9 +10,10 @@ from typing import Any
 
 from cloud.aws.api import Api, ApiError
 from cloud.aws.errors import Verdict
-from cloud.aws.launch_record import LaunchRecord, has_ended, mark_ended, requests_folder, used_regions
+from cloud.aws.launch_record import LaunchRecord, requests_folder, used_regions
 from cloud.aws.requests import LAUNCH_TAG, Owner
 from cloud.aws.shared import remove_launch
+from cloud.ended import has_ended, mark_ended
 from cloud.provider import CloudError, MaybeStillRunningError
 
 _LIVE = ("pending", "running", "shutting-down", "stopping", "stopped")

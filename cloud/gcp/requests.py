@@ -17,7 +17,10 @@ from cloud.types import Pool
 JOB_LABEL = "parcae-job"
 LAUNCH_LABEL = "parcae-launch"
 TOKEN_LABEL = "parcae-token"
+ROLE_LABEL = "parcae-role"
 SSH_PORT_ITEM = "ssh-port"
+ANCHOR_DISK_GB = 30
+_SCOPE = "https://www.googleapis.com/auth/cloud-platform"  # what it may do is for the account's roles to say
 
 Request = dict[str, Any]
 _NOT_IN_LABELS = re.compile(r"[^a-z0-9_-]")
@@ -67,13 +70,6 @@ def bulk_insert_request(
     """
     types = list(dict.fromkeys(pool.instance_type for pool in pools))
     zones = sorted({pool.zone for pool in pools})
-    items = {
-        "ssh-keys": f"{settings.user}:{public_key.strip()}",
-        "block-project-ssh-keys": "TRUE",
-        "enable-oslogin": "FALSE",
-        SSH_PORT_ITEM: str(settings.ssh_port),
-        "startup-script": startup_script,
-    }
     scheduling: dict[str, Any] = {
         "provisioning_model": "SPOT",
         "instance_termination_action": "DELETE",
@@ -83,17 +79,96 @@ def bulk_insert_request(
     }
     if settings.notice_s != 30:
         scheduling["preemption_notice_duration"] = {"seconds": settings.notice_s}
-    properties: dict[str, Any] = {
-        "labels": owner.labels(token),
-        "scheduling": scheduling,
+    labels = owner.labels(token)
+    properties = _properties(settings, labels, scheduling, settings.disk_gb, public_key, startup_script)
+    if settings.accelerator:
+        properties["guest_accelerators"] = [
+            {"accelerator_type": settings.accelerator, "accelerator_count": 1}
+        ]
+    resource: dict[str, Any] = {
+        "count": count,
+        "min_count": at_least,
+        "name_pattern": f"parcae-{owner.launch[:8]}-{token[:8]}-{number}-####",
+        "instance_properties": properties,
+        "location_policy": _in_one_of(zones),
+    }
+    if len(types) == 1:
+        properties["machine_type"] = types[0]
+    else:
+        resource["instance_flexibility_policy"] = {
+            "instance_selections": {
+                f"rank-{rank}": {"machine_types": [name], "rank": rank} for rank, name in enumerate(types)
+            }
+        }
+    return _bulk_insert(project, region, request_id(token, number), resource)
+
+
+def anchor_request(
+    owner: Owner,
+    settings: GcpSettings,
+    project: str,
+    region: str,
+    zone: str,
+    kind: str,
+    token: str,
+    number: int,
+    public_key: str,
+    startup_script: str,
+) -> Request:
+    """regionInstances.bulkInsert of one: a machine on demand for the launcher and the backup, which may act
+    as the service account of the settings. `settings` are the anchor's own (its image).
+
+    It moves away from maintenance by itself, is deleted after `anchor_longest_s`, and is not started again
+    when its host has died: the launcher's memory would be gone all the same.
+    """
+    scheduling: dict[str, Any] = {
+        "provisioning_model": "STANDARD",
+        "instance_termination_action": "DELETE",
+        "on_host_maintenance": "MIGRATE",
+        "automatic_restart": False,
+        "max_run_duration": {"seconds": int(settings.times.anchor_longest_s)},
+    }
+    labels = {**owner.labels(token), ROLE_LABEL: "anchor"}
+    properties = _properties(settings, labels, scheduling, ANCHOR_DISK_GB, public_key, startup_script)
+    properties["machine_type"] = kind
+    properties["service_accounts"] = [{"email": settings.anchor_account, "scopes": [_SCOPE]}]
+    resource = {
+        "count": 1,
+        "min_count": 1,
+        "name_pattern": f"parcae-{owner.launch[:8]}-anchor-{number}-#",
+        "instance_properties": properties,
+        "location_policy": _in_one_of([zone]),
+    }
+    return _bulk_insert(project, region, request_id(token, number), resource)
+
+
+def _properties(
+    settings: GcpSettings,
+    labels: Mapping[str, str],
+    scheduling: Mapping[str, Any],
+    disk_gb: int,
+    public_key: str,
+    startup_script: str,
+) -> dict[str, Any]:
+    """What every instance of ours is like; the machine type is missing."""
+    items = {
+        "ssh-keys": f"{settings.user}:{public_key.strip()}",
+        "block-project-ssh-keys": "TRUE",
+        "enable-oslogin": "FALSE",
+        SSH_PORT_ITEM: str(settings.ssh_port),
+        "startup-script": startup_script,
+    }
+    return {
+        "labels": dict(labels),
+        "scheduling": dict(scheduling),
         "disks": [
             {
                 "boot": True,
                 "auto_delete": True,
                 "initialize_params": {
                     "source_image": settings.image,
-                    "disk_size_gb": settings.disk_gb,
-                    "labels": owner.labels(token),
+                    "disk_size_gb": disk_gb,
+                    "labels": dict(labels),
                 },
             }
         ],
@@ -105,32 +180,20 @@ def bulk_insert_request(
         ],
         "metadata": {"items": [{"key": key, "value": value} for key, value in items.items()]},
     }
-    if settings.accelerator:
-        properties["guest_accelerators"] = [
-            {"accelerator_type": settings.accelerator, "accelerator_count": 1}
-        ]
-    resource: dict[str, Any] = {
-        "count": count,
-        "min_count": at_least,
-        "name_pattern": f"parcae-{owner.launch[:8]}-{token[:8]}-{number}-####",
-        "instance_properties": properties,
-        "location_policy": {
-            "target_shape": "ANY_SINGLE_ZONE",
-            "locations": {f"zones/{zone}": {"preference": "ALLOW"} for zone in zones},
-        },
+
+
+def _in_one_of(zones: Sequence[str]) -> dict[str, Any]:
+    return {
+        "target_shape": "ANY_SINGLE_ZONE",
+        "locations": {f"zones/{zone}": {"preference": "ALLOW"} for zone in zones},
     }
-    if len(types) == 1:
-        properties["machine_type"] = types[0]
-    else:
-        resource["instance_flexibility_policy"] = {
-            "instance_selections": {
-                f"rank-{rank}": {"machine_types": [name], "rank": rank} for rank, name in enumerate(types)
-            }
-        }
+
+
+def _bulk_insert(project: str, region: str, id_: str, resource: dict[str, Any]) -> Request:
     return {
         "project": project,
         "region": region,
-        "request_id": request_id(token, number),
+        "request_id": id_,
         "bulk_insert_instance_resource_resource": resource,
     }
 

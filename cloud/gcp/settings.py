@@ -10,10 +10,14 @@ from cloud.settings import FleetSettings, RentedTimes
 
 @dataclass(frozen=True, kw_only=True)
 class Times(RentedTimes):
-    """`longest_run_s`: when Compute Engine ends a node by itself; `operation_s`: how long one may take."""
+    """`longest_run_s`: when Compute Engine ends a node by itself; `operation_s`: how long one may take.
+
+    `dead_man_s`: an anchor whose launcher has not been heard of for so long deletes itself.
+    """
 
     longest_run_s: float = 86400.0
     operation_s: float = 600.0
+    dead_man_s: float = 1800.0
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True)
 class GcpSettings(FleetSettings):
-    """One fleet's settings."""
+    """One fleet's settings. `anchor_account`: the service account that an anchor acts as."""
 
     machine_types: tuple[str, ...] = ()
     project: str = ""
@@ -39,6 +43,7 @@ class GcpSettings(FleetSettings):
     network: str = "global/networks/default"
     user: str = "parcae"
     notice_s: int = 30
+    anchor_account: str = ""
     times: Times = field(default_factory=Times)
     machines: Mapping[str, Gpu] = field(default_factory=dict)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from cloud.gcp.api import Api
@@ -97,6 +98,23 @@ def delete_until_gone(api: Api, owner: Owner, timeout_s: float, region: str = ""
             )
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, _POLL_S)
+
+
+def end_launch(folder: Path, timeout_s: float) -> list[str]:
+    """Delete what a launch has left, by the records in its folder; the names of what lived.
+
+    Raises:
+        MaybeStillRunningError: the API did not say that all of it is gone.
+    """
+    if not (folder / "launch.json").exists():
+        return []
+    record = LaunchRecord.read(folder)
+    try:
+        api = Api(record.project)
+        settle(api, record, timeout_s)
+        return delete_until_gone(api, record.owner, timeout_s, record.region)
+    except ApiError as error:
+        raise in_doubt(error) from error
 
 
 def delete(api: Api, name: str, zone: str) -> bool:

@@ -17,6 +17,26 @@ KEY
 echo "@HOST_PUBLIC_KEY@" >"$SSH_FOLDER/ssh_host_ed25519_key.pub"
 ${PARCAE_RESTART_SSH:-eval systemctl restart ssh || systemctl restart sshd}
 
+# An anchor's dead man's switch: whoever holds the lease touches the file, or removes it at the end. A machine that
+# shuts down goes on costing its disk, so it has itself deleted. Nodes have no switch but their longest run time.
+if [ @DEAD_MAN_S@ != 0 ]; then
+  mkdir -p "$STATE/lease"
+  touch "$STATE/lease/held"
+  chmod 777 "$STATE/lease"
+  chmod 666 "$STATE/lease/held"
+  nohup setsid sh -c '
+    told() { curl -sf -H "Metadata-Flavor: Google" "http://${GCE_METADATA_HOST:-metadata.google.internal}/computeMetadata/v1/instance/$1"; }
+    while sleep @DEAD_MAN_CHECK_S@; do
+      age=$(( $(date +%s) - $(stat -c %Y "$1/lease/held" 2>/dev/null || echo 0) ))
+      [ "$age" -ge @DEAD_MAN_S@ ] || continue
+      echo "no lease for $age s: deleting this machine"
+      token=$(told service-accounts/default/token | sed "s/.*\"access_token\" *: *\"\([^\"]*\)\".*/\1/")
+      curl -sf -X DELETE -H "Authorization: Bearer $token" \
+        "${CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE:-https://compute.googleapis.com}/compute/v1/$(told zone)/instances/$(told name)" \
+        || shutdown -h now
+    done' dead-man "$STATE" >>"$STATE/log" 2>&1 </dev/null &
+fi
+
 echo "$(date) python @PYTHON@, packages: @PACKAGES@"
 if [ -n "@PACKAGES@" ]; then
   VENV=$(dirname "$(dirname "@PYTHON@")")

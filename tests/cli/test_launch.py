@@ -91,7 +91,7 @@ def test_ctrl_c_ends_a_job_and_leaves_nothing(parcae: Run, home: Path) -> None:
 
 
 def test_an_anchor_in_the_cloud_is_refused_where_it_cannot_be() -> None:
-    """Other clouds than aws, other words, and folders of this machine: one line each."""
+    """Clouds that rent nothing, other words, and folders of this machine: one line each."""
     import pytest
 
     from parcae_cli.errors import UsageError
@@ -99,10 +99,11 @@ def test_an_anchor_in_the_cloud_is_refused_where_it_cannot_be() -> None:
 
     check_anchor("here", "local", "folder", None)
     check_anchor("cloud", "aws", "s3://bucket/a", None, ["s3://bucket/b/*.bin"])
-    there, on_gcp = ("there", "aws", None, None), ("cloud", "gcp", None, None)
+    check_anchor("cloud", "gcp", None, None)
+    there, at_home = ("there", "aws", None, None), ("cloud", "hosts", None, None)
     for wrong in (
         there,
-        on_gcp,
+        at_home,
         ("cloud", "aws", "folder", None),
         ("cloud", "aws", None, None, ["my/*.txt"]),
     ):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import asyncssh
 
+from cloud.gcp.api import ENDPOINT
 from cloud.local.node import LocalNode
 from cloud.processes import wait_until_gone
 from cloud.types import Instance, InstanceState, Pool
@@ -35,6 +39,8 @@ class GcpMachines:
         self._thread.start()
         self.zygote: Path | None = None  # None: workers run from the sources that were pushed to the node
         self.nodes: dict[str, LocalNode] = {}
+        self.anchors: list[str] = []  # those that may act as a service account
+        self._switches: dict[str, int] = {}  # the process group that a startup script has left running
         self.metadata: dict[str, GceMetadata] = {}
         compute.on_launch, compute.on_end = self._launch, self._end
 
@@ -43,7 +49,8 @@ class GcpMachines:
         items = {item["key"]: item["value"] for item in shown["metadata"]["items"]}
         folder = self._root / name
         folder.mkdir(parents=True)
-        metadata = GceMetadata({"instance/name": name})
+        zone = "/".join(shown["zone"].split("/")[-4:])  # projects/PROJECT/zones/ZONE
+        metadata = GceMetadata({"instance/name": name, "instance/zone": zone})
         environment = {
             "OMP_NUM_THREADS": "1",
             "GCE_METADATA_HOST": metadata.host,
@@ -53,14 +60,19 @@ class GcpMachines:
         }
         if self.zygote is not None:
             environment["PARCAE_ZYGOTE"] = str(self.zygote)
-        script = subprocess.run(
-            ["/bin/sh", "-c", items["startup-script"]],
+        if shown["serviceAccounts"]:  # whose credentials the metadata server would tell
+            self.anchors.append(name)
+            environment |= {key: os.environ[key] for key in (ENDPOINT, "GOOGLE_CLOUD_PROJECT")}
+            metadata.set("instance/service-accounts/default/token", '{"access_token": "a-token"}')
+        text = items["startup-script"].replace("shutdown -h now", "true").replace("nohup setsid", "nohup")
+        script = subprocess.Popen(
+            ["/bin/sh", "-c", text],
             cwd=folder,
             env={"PATH": "/usr/bin:/bin", **environment},
-            timeout=_SCRIPT_TIMEOUT_S,
-            check=False,
+            start_new_session=True,
         )
-        assert script.returncode == 0, (folder / "state/log").read_text()
+        self._switches[name] = script.pid
+        assert script.wait(_SCRIPT_TIMEOUT_S) == 0, (folder / "state/log").read_text()
         pool = Pool("zone", "machine", 1, 0.0, 0.0)
         node = LocalNode(
             Instance(shown["id"], name, "", "", pool, InstanceState.RUNNING, time.time()),
@@ -78,6 +90,7 @@ class GcpMachines:
     def _end(self, shown: dict[str, Any]) -> None:
         node = self.nodes.get(shown["name"])
         if node is not None and node.alive:
+            self._switch_off(shown["name"])
             self._call(node.kill)
             threading.Thread(target=self.metadata[shown["name"]].close, daemon=True).start()
 
@@ -91,6 +104,14 @@ class GcpMachines:
     def vanish(self, name: str) -> None:
         """Compute Engine takes the instance back without a word."""
         self._compute.preempt(name)
+
+    def deafen(self, name: str) -> None:
+        """Its SSH server is gone; what runs there goes on."""
+        self._call(lambda: (self.nodes[name]._server.close(), self.nodes[name].cut()))
+
+    def _switch_off(self, name: str) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._switches[name], signal.SIGKILL)
 
     def pids(self, name: str, role: str) -> list[int]:
         """Every process of this role that a node has ever had."""
@@ -107,6 +128,7 @@ class GcpMachines:
         left = []
         for node in self.nodes.values():
             records = node.register.records()
+            self._switch_off(node.instance.name)
             if node.alive:
                 self._call(node.kill)
                 wait_until_gone(records, 2.0)

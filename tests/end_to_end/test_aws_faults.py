@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,11 @@ pytestmark = pytest.mark.timeout(180)
 class Command:
     """The `parcae` command in a process of its own, with its home in `home`."""
 
-    def __init__(self, home: Path, machines: Machines) -> None:
+    def __init__(self, home: Path, settings: Mapping[str, Any]) -> None:
         self.home = home
-        left_out = ("bootstrap", "gpus", "anchors")
-        settings = {key: value for key, value in fleet(machines).items() if key not in left_out}
+        left_out = ("bootstrap", "gpus", "machines", "anchors")
         self.fleet = home / "fleet.toml"
-        self.fleet.write_text(_toml(settings))
+        self.fleet.write_text(_toml({key: one for key, one in settings.items() if key not in left_out}))
         self._started: list[subprocess.Popen[str]] = []
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
@@ -75,7 +74,7 @@ class Command:
 @pytest.fixture
 def parcae(machines: Machines, tmp_path: Path) -> Iterator[Command]:
     """With a fresh home."""
-    made = Command(tmp_path, machines)
+    made = Command(tmp_path, fleet(machines))
     yield made
     made.close()
 

@@ -13,14 +13,19 @@ from typing import Any
 
 import pytest
 
+from cloud.gcp.anchor import anchor_lives, end_anchor, rent_anchor
+from cloud.gcp.api import Api
+from cloud.gcp.settings import GcpSettings
+from cloud.provider import CloudError, NoCapacityError
 from parcae_cli.catalogue import load_fleet
 from runtime.control.job.history import held_trace
 from runtime.control.job.journal import Journal
 from tests.cloud.gcp.conftest import compute  # noqa: F401
-from tests.cloud.gcp.fake_compute import MACHINE_TYPE, ZONES, FakeCompute
+from tests.cloud.gcp.fake_compute import MACHINE_TYPE, ZONES, FakeCompute, Fault
 from tests.end_to_end.gcp_machines import GcpMachines
 from tests.end_to_end.harness import processes_of, train
 from tests.end_to_end.machines import zygote
+from tests.end_to_end.test_aws_faults import until
 
 pytestmark = pytest.mark.timeout(240)  # workers load torch several times over
 STEPS = 40
@@ -106,3 +111,61 @@ def test_a_launcher_that_is_ended_in_the_call_leaks_nothing(
         )
         assert down.returncode == 0, down.stderr
         assert compute.live() == []
+
+
+def test_an_anchor_that_nobody_holds_any_more_deletes_itself(
+    compute: FakeCompute,  # noqa: F811
+    machines: GcpMachines,
+    tmp_path: Path,
+) -> None:
+    """It stands while its lease is renewed; when the lease is removed, or grows old, it is deleted.
+
+    By itself, with the credentials that its metadata server tells: a machine that only stopped would go on
+    costing its disk.
+    """
+    times = {"dead_man_s": 2, "describe_s": 0.1, "operation_s": 5}
+    fleet = {**load_fleet("gcp"), "machine_types": [MACHINE_TYPE], "times": times, "python": sys.executable}
+    fleet |= {"anchor_packages": [], "anchor_python": sys.executable, "anchor_account": "default"}
+    settings, api = GcpSettings.parse(fleet), Api(pause=lambda pause_s: None)
+    for number in range(2):
+        folder = tmp_path / str(number)
+        anchor = rent_anchor(api, settings, folder, "job", "e2-standard-2", 0.067, list(ZONES))
+        assert anchor_lives(folder)
+        lease = machines.nodes[anchor.id].folder / "state/lease/held"
+        if number:
+            lease.unlink()
+        else:
+            until(lambda lease=lease: time.time() - lease.stat().st_mtime > 1.0)  # type: ignore[misc]
+            lease.touch()
+            renewed_s = time.monotonic()
+        until(lambda: compute.live() == [])
+        assert number or time.monotonic() - renewed_s > 1.0
+        assert not anchor_lives(folder)
+        assert end_anchor(folder, 5.0) == []
+
+
+def test_an_anchor_is_looked_for_in_every_zone_and_found_again_after_a_crash(
+    compute: FakeCompute,  # noqa: F811
+    machines: GcpMachines,
+    tmp_path: Path,
+) -> None:
+    """A stock-out sends it to the next zone; what a lost answer leaves is found by its end."""
+    fleet = {**load_fleet("gcp"), "machine_types": [MACHINE_TYPE], "anchor_account": "default"}
+    fleet |= {"anchor_packages": [], "anchor_python": sys.executable}
+    settings, api = GcpSettings.parse(fleet), Api(pause=lambda pause_s: None)
+    compute.capacity = {ZONES[0]: 0, ZONES[1]: 1}
+    rented = rent_anchor(api, settings, tmp_path / "a", "job", "e2-standard-2", 0.067, list(ZONES))
+    assert rented.zone == ZONES[1]
+    with pytest.raises(NoCapacityError, match="no zone has an e2-standard-2 for the anchor"):
+        rent_anchor(api, settings, tmp_path / "b", "job", "e2-standard-2", 0.067, list(ZONES))
+    assert end_anchor(tmp_path / "a", 5.0) == [rented.id]
+    assert end_anchor(tmp_path / "a", 5.0) == []
+    compute.capacity = dict.fromkeys(ZONES, 1)
+    fault = Fault("regionInstances.bulkInsert", "backendError", 503, times=99, after=True)
+    compute.faults.append(fault)
+    with pytest.raises(CloudError, match="backendError"):
+        rent_anchor(api, settings, tmp_path / "c", "job", "e2-standard-2", 0.067, list(ZONES))
+    assert len(compute.live()) == 1
+    fault.times = 0
+    assert len(end_anchor(tmp_path / "c", 5.0)) == 1
+    assert end_anchor(tmp_path / "b", 5.0) == compute.live() == []

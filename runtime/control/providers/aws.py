@@ -40,6 +40,7 @@ from runtime.control.providers.aws_choice import Decision, decide, decided
 from runtime.control.providers.rented import (
     SWEEP_WITHIN_S,
     BootedNode,
+    add_anchor,
     expectation,
     launch_files,
     read_settings,
@@ -105,8 +106,7 @@ def plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any]:
         rented = anchor_plan(Api(home.region), settings, request, spec, home, Path())
         told, arguments = anchor_told(rented, settings, Owner(request.name, "LAUNCH"), home)
         sent.insert(3, ("run_instances", arguments))
-        expected["expected"]["usd"] += expected["expected"]["hours"] * rented.usd_per_hour
-        expected["expected"]["usd_per_hour"] += rented.usd_per_hour
+        add_anchor(expected["expected"], rented)
     return {
         **told,
         "region": home.region,

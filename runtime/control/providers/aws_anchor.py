@@ -7,14 +7,14 @@ from typing import Any
 
 from cloud.anchor import AnchorPlan
 from cloud.aws import bootstrap
-from cloud.aws.anchor import anchor_settings, anchor_subnets, anchor_type, rent_anchor
+from cloud.aws.anchor import anchor_settings, anchor_subnets, rent_anchor
 from cloud.aws.api import Api
 from cloud.aws.launch_record import LaunchRecord, RegionPools
 from cloud.aws.requests import Owner, Request, anchor_request
 from cloud.aws.settings import AwsSettings
 from cloud.aws.shared import client_key
 from runtime.control.job.job import LaunchRequest
-from runtime.control.providers.rented import backup_bytes
+from runtime.control.providers.rented import anchor_kind
 from runtime.planning.errors import InputError
 from runtime.planning.model import ModelSpec
 
@@ -33,11 +33,7 @@ def anchor_plan(
             "--anchor cloud: the anchor calls EC2 by itself, and your own keys are not copied there: name an "
             "instance profile (anchor_profile = ..) in the file of --fleet, or leave out --anchor cloud"
         )
-    needed = backup_bytes(request, spec)
-    try:
-        kind, facts = anchor_type(settings, needed)
-    except ValueError as error:
-        raise InputError(f"the settings of --cloud aws (--fleet, templates/fleets): {error}") from error
+    kind, facts, needed = anchor_kind(request, spec, settings)
     subnets = anchor_subnets(home.plans)
     own, files = folder / "anchor", {}
     if folder != Path():
@@ -73,11 +69,4 @@ def anchor_told(
         owner, settings.anchor_profile, rented.kind, settings.anchor_image or "(that of its parameter)",
         "parcae-KEY", "GROUP", home.plans[0].subnet, told, "TOKEN",
     )  # fmt: skip
-    anchor = {
-        "instance_type": rented.kind,
-        "zone": rented.zone,
-        "usd_per_hour": rented.usd_per_hour,
-        "memory_bytes": rented.memory_bytes,
-        "needed_bytes": rented.needed_bytes,
-    }
-    return {"anchor": anchor}, arguments
+    return {"anchor": rented.told()}, arguments

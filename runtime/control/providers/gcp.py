@@ -8,6 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cloud.anchor import AnchorPlan
+from cloud.gcp.anchor import anchor_lives as anchor_lives  # of the module's own interface
+from cloud.gcp.anchor import end_anchor as _end_anchor
+from cloud.gcp.anchor import request_in
 from cloud.gcp.api import Api
 from cloud.gcp.bootstrap import STATE, startup_script
 from cloud.gcp.errors import ApiError
@@ -16,15 +20,17 @@ from cloud.gcp.market import Prospect, preemptions, prospects
 from cloud.gcp.provider import GcpProvider, by_zone
 from cloud.gcp.requests import JOB_LABEL, LAUNCH_LABEL, Owner, bulk_insert_request, last_part
 from cloud.gcp.settings import GcpSettings
-from cloud.gcp.sweep import delete_until_gone, in_doubt, instances_of, settle
+from cloud.gcp.sweep import end_launch, instances_of
 from runtime.control.job.job import LaunchRequest
 from runtime.control.job.journal import Journal
 from runtime.control.providers import ProviderSetup
+from runtime.control.providers.gcp_anchor import anchor_plan
 from runtime.control.providers.rented import (
     SWEEP_WITHIN_S,
     BootedNode,
     Candidate,
     Choice,
+    add_anchor,
     at_price,
     choose,
     expectation,
@@ -89,7 +95,17 @@ def plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any]:
         )
         for number, pools in enumerate(by_zone(choice.candidate.pools).values())
     ]
+    expected = expectation(request, choice, prior_of(found))
+    told, calls = {}, []
+    if request.anchor == "cloud":
+        rented = anchor_plan(api, settings, request, spec, choice.candidate, Path())
+        record = LaunchRecord(Path(), request.name, "LAUNCH", api.project, settings.region, key, key)
+        arguments = request_in(record, settings, rented.kind, rented.zone, 0)
+        calls.append({"call": "regionInstances.bulkInsert", "arguments": arguments})
+        told = {"anchor": rented.told()}
+        add_anchor(expected["expected"], rented)
     return {
+        **told,
         "project": api.project,
         "region": settings.region,
         "gpu": choice.candidate.name,
@@ -104,16 +120,44 @@ def plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any]:
             for one in found
         ],
         "preemptions_seen": len(preemptions(api, sorted({one.pool.zone for one in found}))),
-        **expectation(request, choice, prior_of(found)),
+        **expected,
         "requests": [
-            {
-                "call": "regionInstances.bulkInsert",
-                "arguments": one,
-                **({"if": "fewer came from the zones before, for those that are missing"} if number else {}),
-            }
-            for number, one in enumerate(sent)
+            *calls,
+            *(
+                {
+                    "call": "regionInstances.bulkInsert",
+                    "arguments": one,
+                    **(
+                        {"if": "fewer came from the zones before, for those that are missing"}
+                        if number
+                        else {}
+                    ),
+                }
+                for number, one in enumerate(sent)
+            ),
         ],
     }
+
+
+def anchor(request: LaunchRequest, spec: ModelSpec, folder: Path) -> AnchorPlan:
+    """The anchor for this job, whose files are in `folder`. Nothing is rented yet.
+
+    Raises:
+        InputError, CloudError: as for `setup`; or there is no account, or no type with memory enough.
+    """
+    settings = read_settings(GcpSettings, request)
+    api = Api(settings.project)
+    choice, _ = _choose(api, settings, request, spec)
+    return anchor_plan(api, settings, request, spec, choice.candidate, folder)
+
+
+def end_anchor(folder: Path) -> list[str]:
+    """Delete the anchor of this folder and wait for the API's word; the names of what lived.
+
+    Raises:
+        MaybeStillRunningError: the API did not say that it is gone.
+    """
+    return _end_anchor(folder, SWEEP_WITHIN_S)
 
 
 def sweep(folder: Path) -> list[str]:
@@ -122,15 +166,7 @@ def sweep(folder: Path) -> list[str]:
     Raises:
         MaybeStillRunningError: the API did not say that all of it is gone.
     """
-    if not (folder / "launch.json").exists():
-        return []
-    record = LaunchRecord.read(folder)
-    try:
-        api = Api(record.project)
-        settle(api, record, SWEEP_WITHIN_S)
-        return delete_until_gone(api, record.owner, SWEEP_WITHIN_S, record.region)
-    except ApiError as error:
-        raise in_doubt(error) from error
+    return end_launch(folder, SWEEP_WITHIN_S)
 
 
 def foreign_instances(folders: Sequence[Path]) -> list[dict[str, str]]:

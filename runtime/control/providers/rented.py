@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 import asyncssh
 
-from cloud.anchor import BootFiles
+from cloud.anchor import AnchorPlan, BootFiles, anchor_type
 from cloud.rented import RentedProvider
-from cloud.settings import FleetSettings, RentedTimes
+from cloud.settings import AnchorType, FleetSettings, RentedTimes
 from cloud.types import Instance, Pool
 from runtime.control.fleet.deploy import PushedSources, check_booted
 from runtime.control.fleet.node_link import LinkTimes
@@ -76,9 +76,11 @@ def read_settings(kind: type[Settings], request: LaunchRequest) -> Settings:
     try:
         return kind.parse(request.fleet)
     except ValueError as error:
-        raise InputError(
-            f"the settings of --cloud {request.cloud} (--fleet, templates/fleets): {error}"
-        ) from error
+        raise _wrong_settings(request, error) from error
+
+
+def _wrong_settings(request: LaunchRequest, error: ValueError) -> InputError:
+    return InputError(f"the settings of --cloud {request.cloud} (--fleet, templates/fleets): {error}")
 
 
 def at_price(spec: ModelSpec, pool: Pool) -> ModelSpec:
@@ -197,9 +199,30 @@ def expectation(request: LaunchRequest, choice: Choice, prior: PriorRates | None
     }
 
 
+def add_anchor(expected: dict[str, Any], rented: AnchorPlan) -> None:
+    """Add what the anchor costs to an `expectation`."""
+    expected["usd"] += expected["hours"] * rented.usd_per_hour
+    expected["usd_per_hour"] += rented.usd_per_hour
+
+
 def launch_files(folders: Iterable[Path]) -> list[Path]:
     """Those of the launches' records that exist."""
     return [path for folder in folders if (path := folder / "launch.json").exists()]
+
+
+def anchor_kind(
+    request: LaunchRequest, spec: ModelSpec, settings: FleetSettings
+) -> tuple[str, AnchorType, float]:
+    """The type of machine for this job's anchor, what it is, and the memory (bytes) that it needs.
+
+    Raises:
+        InputError: none has memory enough, or nobody knows the one that was named.
+    """
+    needed = backup_bytes(request, spec)
+    try:
+        return *anchor_type(settings, needed), needed
+    except ValueError as error:
+        raise _wrong_settings(request, error) from error
 
 
 def backup_bytes(request: LaunchRequest, spec: ModelSpec) -> float:

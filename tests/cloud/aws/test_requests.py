@@ -225,7 +225,7 @@ def test_an_anchor_is_on_demand_has_a_role_and_ends_by_its_own_shutdown() -> Non
 
 def test_the_anchor_is_the_cheapest_type_that_holds_the_backup() -> None:
     """A named one is taken as it is, an unknown or too large a need is refused by key."""
-    from cloud.aws.anchor import anchor_type
+    from cloud.anchor import anchor_type
 
     assert anchor_type(aws_settings(), 2e9)[0] == "m6i.large"
     assert anchor_type(aws_settings(), 243e9)[0] == "r6i.8xlarge"

@@ -69,6 +69,7 @@ class FakeCompute:
     def __post_init__(self) -> None:
         self.discovery = Discovery()
         self.instances: dict[str, dict[str, Any]] = {}
+        self.made: dict[str, dict[str, Any]] = {}  # all that there ever were
         self.operations: dict[str, dict[str, Any]] = {}
         self._by_request: dict[str, str] = {}
         self._ids = itertools.count(7_000_000_000_000_000_000)
@@ -176,6 +177,7 @@ class FakeCompute:
             "machineType": f"{scope}/machineTypes/{machine}",
             "labels": dict(properties["labels"]),
             "scheduling": properties["scheduling"],
+            "serviceAccounts": properties.get("serviceAccounts", []),
             "metadata": {
                 "kind": "compute#metadata",
                 "items": [dict(item) for item in properties["metadata"]["items"]],
@@ -191,7 +193,7 @@ class FakeCompute:
                 }
             ],
         }
-        self.instances[name] = instance
+        self.instances[name] = self.made[name] = instance
         return instance
 
     def _instances_aggregatedList(
