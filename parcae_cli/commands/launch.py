@@ -51,8 +51,8 @@ def launch(
         str,
         typer.Option(
             metavar="here|cloud",
-            help="Where launcher and backup run: here, or (aws, gcp) on a small machine rented on demand, so that "
-            "training goes on when this one is shut.",
+            help="Where launcher and backup run: here, or (aws, gcp) on a small machine rented on demand, so "
+            "that training goes on when this one is shut.",
         ),
     ] = "here",
     region: Annotated[
