@@ -28,6 +28,7 @@ COMMANDS = {
     "down": LazyCommand("parcae_cli.commands.down", "End jobs and everything they rented."),
     "gc": LazyCommand("parcae_cli.commands.gc", "End what crashed launches have left in a cloud."),
     "logs": LazyCommand("parcae_cli.commands.logs", "Show what happened to a job, or what its nodes wrote."),
+    "ssh": LazyCommand("parcae_cli.commands.ssh", "Open a shell on a node of a running job."),
     "replay": LazyCommand("parcae_cli.commands.replay", "Compare policies on a trace, without training."),
     "trace": LazyCommand("parcae_cli.commands.trace", "Look at availability traces, or make one."),
     "models": LazyCommand("parcae_cli.commands.models", "List the models that can be trained or replayed."),

@@ -162,7 +162,8 @@ class LocalNode:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
             with contextlib.suppress(asyncssh.Error, OSError):
-                await remote.redirect(process.stdin, process.stdout, process.stderr)
+                # A command may close one of its outputs and go on with the other.
+                await remote.redirect(process.stdin, process.stdout, process.stderr, send_eof=False)
                 status = await process.wait()
                 await remote.stdout.drain()  # without this the last lines can be lost
                 if status >= 0:

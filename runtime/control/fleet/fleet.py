@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from cloud.provider import (
@@ -21,6 +23,7 @@ from cloud.provider import (
 )
 from cloud.types import Instance, InstanceState, NoticeKind
 from runtime.control.fleet.deploy import AgentStart
+from runtime.control.fleet.doors import write_door
 from runtime.control.fleet.events import (
     FleetEvent,
     InstanceChanged,
@@ -64,7 +67,8 @@ class Fleet:
     All times are in `times` (seconds). `poll_s` is how often the provider is asked about its instances.
     `agent_start` brings our packages to nodes that do not have them. `anchor` is an address of this machine
     that nodes shall reach through their SSH connections (see WorkerJoined.backup_port). `before`: what an
-    earlier fleet of this job, whose process was killed, has left. With several `gpus` on a node, the node of
+    earlier fleet of this job, whose process was killed, has left. `doors`: where it is written down how each
+    node is reached. With several `gpus` on a node, the node of
     a worker's event is the worker's name (`planning.placement.worker_names`).
     """
 
@@ -82,6 +86,7 @@ class Fleet:
         anchor: tuple[str, int] | None = None,
         before: Inheritance | None = None,
         gpus: int = 1,
+        doors: Path | None = None,
     ) -> None:
         self.events: asyncio.Queue[FleetEvent] = asyncio.Queue()
         self._provider, self._journal = provider, journal
@@ -89,6 +94,7 @@ class Fleet:
         self._times, self._poll_s = times or LinkTimes(), poll_s
         self._python, self._agent_start = python, agent_start
         self._anchor, self._gpus, self._before = anchor, gpus, before
+        self._doors = doors
         self._controller_id = secrets.token_hex(8)
         self._instances: dict[str, Instance] = {}  # by id, ended ones included
         self._links: dict[str, NodeLink] = {}
@@ -258,11 +264,20 @@ class Fleet:
         if self._journal is not None:
             self._journal.put_instance(self._job, instance, pids)
 
+    def _open_door(self, instance: Instance) -> None:
+        if self._doors is None or self._stopping:
+            return
+        with contextlib.suppress(CloudError):
+            target = self._provider.ssh_target(instance)
+            # Not in this thread: a disk may be slow.
+            asyncio.get_running_loop().run_in_executor(None, write_door, self._doors, instance, target)
+
     def _emit(self, event: FleetEvent) -> None:
         self.events.put_nowait(event)
         if isinstance(event, WorkerJoined):
             link = self._links[instance_of(event.node, self._gpus)]
             self._record(self._instances[link.instance.id], link.pids)
+            self._open_door(link.instance)
         elif isinstance(event, NodeNoticed) and event.notice.kind is NoticeKind.INTERRUPTION:
             link = self._links[event.node]
             instance = self._instances[link.instance.id]
@@ -284,6 +299,8 @@ class Fleet:
 
     async def _stop(self) -> None:
         self._stopping = True
+        if self._doors is not None:
+            shutil.rmtree(self._doors, ignore_errors=True)
         await self._rental.stop()
         ends = [link.attached for link in self._links.values()]
         for link in self._links.values():

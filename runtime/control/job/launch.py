@@ -16,6 +16,7 @@ from runtime.control.backup.checkpoint_target import target_of
 from runtime.control.backup.keeper import LAST_COPY_TIMEOUT_S, CheckpointKeeper
 from runtime.control.backup.process import BackupProcess, NoBackup
 from runtime.control.data_set import DataSet
+from runtime.control.fleet.doors import FOLDER as DOORS
 from runtime.control.fleet.fleet import Fleet
 from runtime.control.fleet.records import Inheritance
 from runtime.control.job.bill import Bill
@@ -243,6 +244,7 @@ class _Job:
             anchor=None if setup.anchor_reachable else backup.address,
             before=None if self._past is None else Inheritance(self._past.living, tuple(self._past.tokens)),
             gpus=setup.gpus,
+            doors=self._journal.job_folder(request.name) / DOORS,
         )
         # The controller's clock is the wall's, so intervals shrink with the trace's speed.
         prior = setup.prior
