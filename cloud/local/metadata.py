@@ -13,6 +13,7 @@ import json
 import secrets
 import time
 from datetime import UTC, datetime
+from email.utils import formatdate
 
 _REASONS = {
     200: "OK",
@@ -159,4 +160,5 @@ class _Exchange(asyncio.Protocol):
             body = f"<html><head><title>{status} - {reason}</title></head></html>"
         payload = body.encode()
         head = f"HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}\r\nContent-Length: {len(payload)}\r\n"
+        head += f"Date: {formatdate(usegmt=True)}\r\n"
         self._transport.write(f"{head}{extra}\r\n".encode("latin-1") + payload)

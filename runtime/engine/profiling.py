@@ -31,9 +31,7 @@ _LINK_VALUES = 2 << 20  # in float64: 16 MiB
 _TIMEOUT = timedelta(seconds=60)
 
 
-def measure(
-    spec: ModelSpec, named: str, sizes: Sequence[int], repeats: int, threads: int
-) -> dict[str, Any]:
+def measure(spec: ModelSpec, named: str, sizes: Sequence[int], repeats: int, threads: int) -> dict[str, Any]:
     """The profile of a model as JSON values, for micro-batches of these `sizes` (in samples).
 
     `named` is what the user calls the model. Every time is a median of `repeats`, in seconds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -9,14 +10,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cloud.local.metadata import MetadataService
 from cloud.processes import Register, start_ticks
 from runtime.control.fleet.link import Link
+from runtime.control.fleet.node_notices import NodeNotices
+from tests.cloud.gcp.metadata_server import GceMetadata
 from tests.control.fleets import STUB, wait_for
 
 
@@ -54,13 +58,13 @@ class Controller:
         self._socket.close()
 
 
-def start(folder: Path, lease_s: float) -> dict[str, Any]:
+def start(folder: Path, lease_s: float, **environment: str) -> dict[str, Any]:
     """Start an agent in `folder`; what it says about itself."""
     command = [sys.executable, "-P", "-m", "parcae_cli.agent", "--daemon", "--lease-s", str(lease_s)]
     done = subprocess.run(
         [*command, "--mute-s", "0.6"],
         cwd=folder,
-        env={**os.environ, **STUB},
+        env={**os.environ, **STUB, **environment},
         capture_output=True,
         text=True,
         timeout=15,
@@ -171,3 +175,44 @@ def test_agents_and_workers_start_light() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=15, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("flavor", ["aws", "gcp"])
+def test_a_wrong_clock_on_a_node_shifts_no_deadline(folder: Path, tmp_path: Path, flavor: str) -> None:
+    """The node's clock is an hour ahead: on ours the deadline is where the cloud has set it."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import time\nnow_s = time.time\ntime.time = lambda: now_s() + 3600.0\n"
+    )
+    environment = {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}", "PARCAE_METADATA_FLAVOR": flavor}
+    noticed_s: list[float] = []
+
+    async def scene(url: str, announce: Callable[[], None]) -> None:
+        agent = start(folder, 5.0, PARCAE_METADATA=url, PARCAE_NOTICE_S="30", **environment)
+        controller = await asyncio.to_thread(Controller, agent["socket"], "one")
+        assert controller.greeting["now_s"] == pytest.approx(time.time() + 3600, abs=5)
+        notices = NodeNotices()
+        notices.greeted(controller.greeting["now_s"])
+        noticed_s.append(time.time())
+        announce()
+        while (words := (await asyncio.to_thread(controller.next))[1]).get("t") != "notice":
+            pass
+        notice = notices.told(words)
+        assert notice is not None
+        assert notice.deadline_s == pytest.approx(noticed_s[0] + 30, abs=5)
+        assert notices.told(words) is None, "told again, it is no news"
+        assert not notices.told_by_api(notice)
+        assert notices.late_s(time.time()) == pytest.approx(-30, abs=5)
+        controller.cut()
+
+    async def on_aws() -> None:
+        service = MetadataService("i-1", "process", "local-a")
+        await service.listen()
+        await scene(service.url, lambda: service.interrupt(time.time() + 30))
+        service.close()
+
+    if flavor == "aws":
+        asyncio.run(on_aws())
+    else:
+        metadata = GceMetadata()
+        asyncio.run(scene(metadata.url, lambda: metadata.set("instance/preempted", "TRUE")))
+        metadata.close()

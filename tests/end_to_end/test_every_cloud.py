@@ -6,12 +6,15 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
+from cloud.gcp.settings import GcpSettings
+from cloud.settings import FleetSettings
 from parcae_cli.catalogue import load_fleet
 from parcae_cli.clouds import RENTED
 from runtime.control.job.journal import Journal
@@ -26,7 +29,8 @@ from tests.end_to_end.machines import Machines, zygote
 from tests.end_to_end.sshd import rack
 
 pytestmark = pytest.mark.timeout(240)  # workers load torch several times over
-STEPS, NODES = 40, 3
+STEPS, NODES, FIRST_STEP = 40, 3, 5
+NOTICE_S = 4.0
 TIMES = {
     "retry_s": 0.2, "grace_s": 3, "describe_s": 0.3, "notice_poll_s": 0.2, "cool_down_s": 1, "boot_s": 60,
     "lease_s": 20, "close_s": 10,
@@ -79,6 +83,7 @@ class Hosts:
         for name in ("alpha", "beta", "gamma"):
             machine, metadata = self._rack.add(name), GceMetadata()
             machine.more = f'metadata = "{metadata.url}"\nmetadata_flavor = "gcp"\n'
+            machine.more += f'environment = {{ PARCAE_NOTICE_S = "{NOTICE_S}" }}\n'
             self._metadata[name] = metadata
         self.options: dict[str, Any] = {"fleet": {"hosts": str(self._rack.hosts_toml())}}
 
@@ -157,41 +162,86 @@ def cloud(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str,
         assert machines.close() == []
 
 
+class Story:
+    """One machine goes with a notice, another without, a third stays: each when the one before is over.
+
+    While something is awaited steps take longer, the longer the fewer are left, so that it happens before
+    training ends.
+    """
+
+    def __init__(self, where: Cloud, home: Path) -> None:
+        self._where, self._home = where, home
+        self._chapters = iter((self._warn, self._take, self._look))
+        self._awaited: Callable[[], bool] = lambda: False
+        self.names: list[str] = []
+        self.deadline_s = 0.0
+        self.workers: list[int] | None = None  # those that the third machine has had, in the end
+
+    def __call__(self, step: int, provider: Any) -> None:
+        if step == FIRST_STEP and not self.names:
+            self.names = sorted(one.name for one in ledger(self._home))
+            next(self._chapters)(provider)
+        elif self.names and self.workers is None:
+            if self._awaited():
+                next(self._chapters)(provider)
+            else:
+                time.sleep(min(1.0, 60.0 / (STEPS - step) ** 2))
+
+    def _warn(self, provider: Any) -> None:
+        self.deadline_s = time.time() + NOTICE_S
+        self._where.notice(provider, self.names[0], NOTICE_S)
+        self._awaited = lambda: self._gone(0) and self._joined() > NODES
+
+    def _take(self, provider: Any) -> None:
+        self._where.vanish(provider, self.names[1])
+        self._awaited = lambda: self._told("lost", self.names[1]) and self._joined() > NODES + 1
+
+    def _look(self, provider: Any) -> None:
+        self.workers = self._where.workers(provider, self.names[2])
+
+    def _gone(self, number: int) -> bool:
+        """It is time, and the job has heard of it, or a host has come back under its name."""
+        return time.time() > self.deadline_s + 0.5 and self._told("lost", self.names[number])
+
+    def _told(self, kind: str, name: str) -> bool:
+        return any(event["kind"] == kind and event["text"].startswith(name) for event in self._events())
+
+    def _joined(self) -> int:
+        return sum(event["kind"] == "joined" for event in self._events())
+
+    def _events(self) -> list[dict[str, Any]]:
+        return lines(self._home / "jobs/story/events.jsonl")
+
+
 def test_a_job_lives_through_a_notice_and_a_loss(
-    quiet: Finished, cloud: tuple[str, Cloud], tmp_path: Path
+    quiet: Finished, cloud: tuple[str, Cloud], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One machine goes with a notice and one without, others come, one stays and keeps its worker.
 
-    The losses and the weights are those of a run that nothing happened to, the notice was heard, and at the
-    end nothing is left: no process, nothing that costs money, no open question in the journal.
+    The losses and the weights are those of a run that nothing happened to, the notice was obeyed before its
+    deadline, and at the end nothing is left: no process, nothing that costs money, no open question in the
+    journal.
     """
     name, where = cloud
-    names: list[str] = []
-    done: set[int] = set()
-    workers: list[int] = []
-
-    def interfere(step: int, provider: Any) -> None:
-        if step in done:
-            return  # after a rollback steps come again
-        done.add(step)
-        held = sorted(one.name for one in ledger(tmp_path) if one.name not in names)
-        if step == 5:
-            names.extend(held)
-            where.notice(provider, names[0], 1.5)
-        if step == 25:
-            where.vanish(provider, names[1])
-        if step == 30:
-            workers.extend(where.workers(provider, names[2]))
-
+    story = Story(where, tmp_path)
     options = {"nodes": NODES, "steps": STEPS, **where.options}
-    run = train(tmp_path, "story", interfere, cloud=name, **options)
+    if name == "gcp":  # which gives 30 s at least, and a node there counts from when it hears of it
+        monkeypatch.setattr(GcpSettings, "__post_init__", FleetSettings.__post_init__)
+        options["fleet"] = {**options["fleet"], "notice_s": int(NOTICE_S)}
+    run = train(tmp_path, "story", story, cloud=name, **options)
     assert run.result.state == "done", run.result.why
     assert (run.result.samples_lost, run.result.samples_repeated) == (0, 0)
     assert run.losses == quiet.losses
     assert run.result.weights_sha256 == quiet.result.weights_sha256
-    assert len(workers) == 1, "the machine that stayed has had one worker only"
-    assert any(event["kind"] == "notice" for event in run.events)
-    assert any(event["kind"] == "lost" for event in run.events)
+    assert story.workers is not None, "the story was not over when training was"
+    assert len(story.workers) == 1, "the machine that stayed has had one worker only"
+    (notice,) = [event for event in run.events if event["kind"] == "notice"]
+    assert notice["text"].startswith(story.names[0])
+    moved = next(event for event in run.events if event["kind"] == "migration")
+    lost = next(event for event in run.events if event["kind"] == "lost")
+    assert "prepared" in moved["text"], "the notice was not obeyed in time"
+    assert lost["text"].startswith(story.names[0])
+    assert notice["time_s"] < moved["time_s"] < min(lost["time_s"], story.deadline_s)
     assert any(event["kind"] == "market" for event in run.events) == (name in RENTED)
     assert where.left() == []
     journal = Journal(tmp_path)

@@ -95,7 +95,7 @@ def begin(record: AnchorRecord, words: str) -> None:
 
 def _python(record: AnchorRecord) -> str:
     folder = f'PYTHONPATH="$HOME/{record.sources}" PARCAE_HOME="$HOME/{HOME}"'
-    return f'env {folder} PARCAE_LEASE_FILE={record.lease} {shlex.quote(record.python)}'
+    return f"env {folder} PARCAE_LEASE_FILE={record.lease} {shlex.quote(record.python)}"
 
 
 def _run(record: AnchorRecord, command: str, data: bytes, timeout_s: float) -> ssh.CommandReply:

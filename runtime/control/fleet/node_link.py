@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import math
 import shlex
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from typing import Any
 
 import asyncssh
 
-from cloud.types import Instance, Notice, NoticeKind, OwnSshTarget, SshTarget
+from cloud.types import Instance, Notice, OwnSshTarget, SshTarget
 from runtime.control.fleet import ssh
 from runtime.control.fleet.deploy import AgentStart
 from runtime.control.fleet.events import (
@@ -35,6 +34,7 @@ from runtime.control.fleet.events import (
 )
 from runtime.control.fleet.link import Link, split_lines
 from runtime.control.fleet.link_times import LinkTimes
+from runtime.control.fleet.node_notices import NodeNotices
 from runtime.control.fleet.worker_end import WorkerEnd
 from runtime.control.node.worker_seat import of_kind
 from runtime.planning.placement import worker_names
@@ -85,7 +85,7 @@ class NodeLink:
         self._buffer = bytearray()
         self._outbox = bytearray()
         self._ends = [WorkerEnd(name, gpu) for gpu, name in enumerate(worker_names(self.name, gpus))]
-        self._notices: list[Notice] = []
+        self._notices = NodeNotices()
         self._fence_wanted = False
         self._heard_s = self._said_s = time.monotonic()
         self._broken_s: float | None = None
@@ -107,15 +107,12 @@ class NodeLink:
 
     def told_by_api(self, notice: Notice) -> None:
         """The cloud's API announces an interruption; news only if the node has not heard of it itself."""
-        if not any(known.kind is notice.kind for known in self._notices):
-            self._notices.append(notice)
+        if self._notices.told_by_api(notice):
             self._emit(NodeNoticed(self.name, notice))
 
     def spared(self, time_s: float) -> bool:
         """Whether the node lives on though it should have gone; `time_s` is Unix time."""
-        deadlines = [notice.deadline_s for notice in self._notices if notice.deadline_s is not None]
-        late_s = time_s - max(deadlines, default=math.inf)
-        return late_s > self._times.grace_s and self.attached is not None
+        return self._notices.late_s(time_s) > self._times.grace_s and self.attached is not None
 
     def stop(self) -> None:
         """Tell the agent to kill its worker and to leave."""
@@ -339,6 +336,7 @@ class NodeLink:
                 self._channel.close()
 
     def _greeted_by(self, words: dict[str, Any]) -> None:
+        self._notices.greeted(float(words["now_s"]))
         if words["agent"] != self._agent_id:
             self._lose("the node's agent was started anew")
             self._agent_id = words["agent"]
@@ -370,11 +368,8 @@ class NodeLink:
         elif words["t"] == "failed":
             end.failures += 1
             self._emit(WorkerFailed(end.name, words["why"], end.failures))
-        elif words["t"] == "notice":
-            notice = Notice(NoticeKind(words["kind"]), words["deadline_s"])
-            if notice not in self._notices:  # a new agent tells again what the old one told
-                self._notices.append(notice)
-                self._emit(NodeNoticed(self.name, notice))
+        elif words["t"] == "notice" and (notice := self._notices.told(words)) is not None:
+            self._emit(NodeNoticed(self.name, notice))
 
     def _frame(self, kind: bytes, payload: bytes) -> None:
         """Send now or as soon as there is a stream; lines of one turn of the loop travel together."""

@@ -247,7 +247,7 @@ class Agent:
         else:
             have = int(words["have"])
         self._greeted = True
-        answer = {"agent": self.id, "have": self._link.received, "pid": os.getpid()}
+        answer = {"agent": self.id, "have": self._link.received, "pid": os.getpid(), "now_s": time.time()}
         self._say(json.dumps(answer).encode() + b"\n" + self._link.unseen(have))
 
     def _obey(self, kind: bytes, payload: bytes) -> None:

@@ -8,14 +8,19 @@ from __future__ import annotations
 import http.client
 import json
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 
 from cloud.types import Notice, NoticeKind
 
 _TOKEN_TTL_S = 21600
 _TIMEOUT_S = 2.0
+# A Date header is rounded down to a second, and travels; what differs more is a clock that is wrong.
+_SKEW_S = 3.0
 # The hint about rebalancing is weak and early: looking for it at every poll would double the work for
 # nothing.
 _REBALANCE_EVERY = 10
@@ -33,6 +38,7 @@ class MetadataClient:
             parts.hostname or "", parts.port or 80, timeout=_TIMEOUT_S
         )
         self._token: str | None = None
+        self.ahead_s = 0.0  # how far our clock is ahead of the service's, by its last answer
 
     def read(self, path: str) -> str | None:
         """The value at `/latest/meta-data/<path>`.
@@ -58,19 +64,25 @@ class MetadataClient:
         try:
             self._connection.request(method, path, headers=headers)
             reply = self._connection.getresponse()
+            with suppress(ValueError):
+                told_s = parsedate_to_datetime(reply.getheader("Date", "")).timestamp()
+                self.ahead_s = time.time() - told_s
             return reply.status, reply.read().decode()
         except BaseException:
             self._connection.close()
             raise
 
 
-def parse_interruption(text: str) -> Notice | None:
-    """A notice from `spot/instance-action`; None where the instance is not going to end (or on nonsense)."""
+def parse_interruption(text: str, ahead_s: float = 0.0) -> Notice | None:
+    """A notice from `spot/instance-action`; None where the instance is not going to end (or on nonsense).
+
+    Its deadline is on our clock, which is `ahead_s` ahead of the service's.
+    """
     try:
         fields = json.loads(text)
         if fields["action"] not in ("terminate", "stop", "hibernate"):
             return None
-        return Notice(NoticeKind.INTERRUPTION, datetime.fromisoformat(fields["time"]).timestamp())
+        return Notice(NoticeKind.INTERRUPTION, datetime.fromisoformat(fields["time"]).timestamp() + ahead_s)
     except (ValueError, KeyError, TypeError):
         return None
 
@@ -108,6 +120,8 @@ class NoticeWatch(threading.Thread):
         if text is None or self._last.get(kind) == text:
             return
         self._last[kind] = text
-        notice = parse_interruption(text) if kind is NoticeKind.INTERRUPTION else Notice(kind, None)
+        ahead_s = self._client.ahead_s if abs(self._client.ahead_s) > _SKEW_S else 0.0
+        hint = Notice(kind, None)
+        notice = parse_interruption(text, ahead_s) if kind is NoticeKind.INTERRUPTION else hint
         if notice is not None:
             self._tell(notice)
