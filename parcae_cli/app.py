@@ -22,6 +22,7 @@ class LazyCommand:
 
 
 COMMANDS = {
+    "init": LazyCommand("parcae_cli.commands.init", "Write a commented file to begin with."),
     "launch": LazyCommand("parcae_cli.commands.launch", "Train a model through preemptions."),
     "status": LazyCommand("parcae_cli.commands.status", "Show a job live, or how it ended."),
     "resume": LazyCommand("parcae_cli.commands.resume", "Go on with a job whose launcher was killed."),

@@ -11,6 +11,7 @@ import typer
 
 from parcae_cli.clouds import RENTED
 from parcae_cli.errors import FailedError, Interrupted, UsageError
+from parcae_cli.job_file import lay_under
 from parcae_cli.launch_checks import (
     check_anchor,
     check_backup,
@@ -35,6 +36,15 @@ def launch(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A name from `parcae models`, or a .toml file of your own.")
     ],
+    job: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Take MODEL and options from this file (parcae init makes one); those given here win.",
+            is_eager=True,
+            callback=lay_under,
+        ),
+    ] = None,
     cloud: Annotated[
         str,
         typer.Option(metavar="CLOUD", help="Where nodes are: `local` is this machine, `hosts` are yours."),
