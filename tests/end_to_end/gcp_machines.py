@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -19,10 +20,38 @@ from cloud.gcp.api import ENDPOINT
 from cloud.local.node import LocalNode
 from cloud.processes import wait_until_gone
 from cloud.types import Instance, InstanceState, Pool
-from tests.cloud.gcp.fake_compute import FakeCompute
+from parcae_cli.catalogue import load_fleet
+from tests.cloud.gcp.fake_compute import MACHINE_TYPE, FakeCompute
 from tests.cloud.gcp.metadata_server import GceMetadata
 
 _SCRIPT_TIMEOUT_S = 20.0
+
+
+def gcp_fleet(**changes: Any) -> dict[str, Any]:
+    """The shipped settings, with this Python, and times that suit a test."""
+    times = {
+        "retry_s": 0.2, "grace_s": 3, "describe_s": 0.3, "notice_poll_s": 0.2, "cool_down_s": 1, "boot_s": 60,
+        "lease_s": 20, "close_s": 10,
+    }  # fmt: skip
+    shared = {"device": "model", "python": sys.executable, "packages": [], "times": times}
+    return {**load_fleet("gcp"), "machine_types": [MACHINE_TYPE], **shared, **changes}
+
+
+class LaunchGate:
+    """Holds the answer to the first bulkInsert (`after`: when its instances are there) until it is opened."""
+
+    def __init__(self, fake: FakeCompute, after: bool = True) -> None:
+        self.entered, self.open = threading.Event(), threading.Event()
+        if after:
+            launch = fake.on_launch
+            fake.on_launch = lambda shown: (launch(shown), self._hold())[1]
+        else:
+            fake.hold = lambda method: self._hold() if method.endswith("bulkInsert") else None
+
+    def _hold(self) -> None:
+        if not self.entered.is_set():
+            self.entered.set()
+            self.open.wait(20)
 
 
 class GcpMachines:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
-from parcae_cli.catalogue import load_fleet
 from runtime.control.job.journal import Journal
 from tests.cloud.aws.conftest import ec2, endpoint  # noqa: F401
 from tests.cloud.aws.front import ACCOUNT, Front
 from tests.cloud.gcp.conftest import compute  # noqa: F401
-from tests.cloud.gcp.fake_compute import MACHINE_TYPE, FakeCompute
-from tests.end_to_end.gcp_machines import GcpMachines
+from tests.cloud.gcp.fake_compute import FakeCompute
+from tests.end_to_end.gcp_machines import GcpMachines, LaunchGate, gcp_fleet
 from tests.end_to_end.harness import lines, processes_of, train
 from tests.end_to_end.machines import Machines, zygote
 from tests.end_to_end.test_aws import fleet
@@ -98,13 +96,8 @@ class Google:
         self._fake = fake
         self.machines = GcpMachines(fake, folder / "machines")
         self.machines.zygote = zygote()
-        times = {
-            "retry_s": 0.2, "grace_s": 3, "describe_s": 0.3, "notice_poll_s": 0.2, "cool_down_s": 1,
-            "boot_s": 60, "lease_s": 20, "close_s": 10,
-        }  # fmt: skip
-        shared = {"device": "model", "python": sys.executable, "packages": [], "times": times}
         own = {self.account: "default", "anchor_packages": [], "anchor_python": sys.executable}
-        self.parcae = Command(folder, {**load_fleet("gcp"), "machine_types": [MACHINE_TYPE], **shared, **own})
+        self.parcae = Command(folder, gcp_fleet(**own))
 
     def live(self) -> list[Any]:
         return self._fake.live()
@@ -120,22 +113,6 @@ class Google:
 
     def traces(self) -> list[str]:
         return []
-
-
-class LaunchGate:
-    """Holds the answer to the first bulkInsert until it is opened."""
-
-    def __init__(self, fake: FakeCompute) -> None:
-        self.entered, self.open = threading.Event(), threading.Event()
-        launch = fake.on_launch
-
-        def hold(shown: dict[str, Any]) -> None:
-            launch(shown)
-            if not self.entered.is_set():
-                self.entered.set()
-                self.open.wait(20)
-
-        fake.on_launch = hold
 
 
 @pytest.fixture(params=["aws", "gcp"])

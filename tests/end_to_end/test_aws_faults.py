@@ -29,8 +29,8 @@ pytestmark = pytest.mark.timeout(180)
 class Command:
     """The `parcae` command in a process of its own, with its home in `home`."""
 
-    def __init__(self, home: Path, settings: Mapping[str, Any]) -> None:
-        self.home = home
+    def __init__(self, home: Path, settings: Mapping[str, Any], cloud: str = "aws") -> None:
+        self.home, self._cloud = home, cloud
         left_out = ("bootstrap", "gpus", "machines", "anchors")
         self.fleet = home / "fleet.toml"
         self.fleet.write_text(_toml({key: one for key, one in settings.items() if key not in left_out}))
@@ -54,7 +54,8 @@ class Command:
 
     def launch(self, *more: str) -> subprocess.Popen[str]:
         """A job named `job` on two nodes."""
-        settings = ("--cloud", "aws", "--yes", "--fleet", str(self.fleet), "--nodes", "2", "--name", "job")
+        where = ("--cloud", self._cloud, "--yes", "--fleet", str(self.fleet))
+        settings = (*where, "--nodes", "2", "--name", "job")
         return self.start("launch", "gpt-tiny", "--steps", "100000", *settings, *more)
 
     def run(self, *arguments: str) -> tuple[int, str]:
