@@ -138,3 +138,24 @@ def test_google_links_are_signed_by_the_key_of_a_service_account(
     assert url.path == "/bucket/deep/x.bin"
     assert "X-Goog-Signature=" in url.query
     assert "X-Goog-Expires=43200" in url.query
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_users_own_credentials_sign_no_google_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    """Those of `gcloud auth application-default login`: said before anything is asked, with the way out."""
+    path = tmp_path / ".config/gcloud/application_default_credentials.json"
+    path.parent.mkdir(parents=True)
+    user = {"type": "authorized_user", "client_id": "i", "client_secret": "s", "refresh_token": "r"}
+    path.write_text(json.dumps(user))
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if named:
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+    monkeypatch.setattr(objects, "_matches", lambda url: [DataFile("x.bin", 4, url=url)])
+    with pytest.raises(CredentialsError, match=r"authorized_user.* cannot sign\. Set GOOGLE_APPL"):
+        objects.objects_of(["gs://bucket/x.bin"])
+    assert objects.objects_of(["s3://bucket/x.bin"])
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "key.json"))
+    assert objects.objects_of(["gs://bucket/x.bin"])

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import fnmatch
 import io
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from cloud.provider import CloudError, CredentialsError
@@ -22,6 +24,8 @@ from runtime.planning.errors import InputError
 _LINK_LIVES = timedelta(hours=12)
 _HEAD_BYTES = 1 << 16
 _WILD = "*?["
+# Where obstore looks for a service account before it takes the user's own credentials.
+_GOOGLE_ACCOUNTS = ("GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH", "GOOGLE_SERVICE_ACCOUNT_KEY")
 Found = TypeVar("Found")
 
 
@@ -34,6 +38,7 @@ def objects_of(urls: Sequence[str]) -> tuple[DataFile, ...]:
     """
     found: dict[str, DataFile] = {}
     for url in urls:
+        _check_signer(url)
         matches = _matches(url)
         if not matches:
             raise InputError(f"--data {url}: matches no object")
@@ -141,6 +146,29 @@ def _store_of(url: str) -> tuple[Any, str]:
     from obstore.store import from_url
 
     return from_url(f"{scheme}://{bucket}", **options), key
+
+
+def _check_signer(url: str) -> None:
+    """Google's links are signed by a service account; a user's own credentials cannot sign.
+
+    Said before anything is rented: the library would ask Google to sign as an account that there is not.
+
+    Raises:
+        CredentialsError: the credentials are a user's, and nothing else is named.
+    """
+    if not url.startswith("gs://") or any(name in os.environ for name in _GOOGLE_ACCOUNTS):
+        return
+    named = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+    path = Path(named) if named else Path.home() / ".config/gcloud/application_default_credentials.json"
+    try:
+        kind = json.loads(path.read_text()).get("type")
+    except (OSError, ValueError, AttributeError):
+        return
+    if kind != "service_account":
+        raise CredentialsError(
+            f"--data {url}: nodes fetch it by signed links, and the credentials in {path} ({kind}) cannot "
+            "sign. Set GOOGLE_APPLICATION_CREDENTIALS to the key file of a service account that may read it"
+        )
 
 
 def _explained(url: str, call: Callable[[], Found]) -> Found:
