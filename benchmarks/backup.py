@@ -52,7 +52,6 @@ class InTurns(BackupOrders):
         if not self.ordered(steps):
             return False, False
         if self._mode == "state":
-            backup.thaw()
             push = (steps - WARM_UP) % self.block == 0
             return push, False
         return super().at(steps, last, fresh, backup)

@@ -94,7 +94,7 @@ def check_fleet(cloud: str, own: str | None, region: str | None = None) -> dict[
     return table | {"region": names[0]}
 
 
-def check_backup(how: str, checkpoint: str | None, policy: str) -> None:
+def check_backup(how: str, checkpoint: str | None, start_from: str | None, policy: str) -> None:
     """Refuse ways of keeping a backup that there are not, and checkpoints without the one that they need."""
     from runtime.control.backup.orders import MODES
 
@@ -106,6 +106,8 @@ def check_backup(how: str, checkpoint: str | None, policy: str) -> None:
         )
     if how == "none" and checkpoint is not None:
         raise UsageError("--backup none: checkpoints are written from the backup", "Leave out one of the two")
+    if how == "none" and start_from is not None:
+        raise UsageError("--backup none: nodes get the state of --from from the backup", "Leave out --backup")
 
 
 def check_model(model: str) -> None:

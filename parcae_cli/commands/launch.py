@@ -201,7 +201,7 @@ def launch(
             "--policy redundancy is for --cloud local, with one worker a node: copies go over gloo, not NCCL",
             "Leave out --cloud and --gpus-per-node, or take another --policy",
         )
-    check_backup(backup, checkpoint, policy)
+    check_backup(backup, checkpoint, start_from, policy)
     check_anchor(anchor, cloud, checkpoint, start_from, data)
     check_model(model)
     check_profile(profile, cloud)

@@ -1,6 +1,7 @@
 """The byte protocol of state transfer, spoken by workers and by the backup: blobs of one layer at one step.
 
-A request is one fixed header: operation, layer, step, size in bytes, and the job's 16-byte token. GET is
+A request is one fixed header: operation, layer, step, size in bytes, the generation in which it was made, and
+the job's 16-byte token. GET is
 answered by a size (0: not here) and that many bytes; PUT is followed by the bytes and answered by a 1.
 COPY asks for a layer at whatever step it stands, FOLLOW for the gradient that a step was committed with; both
 are answered by a size, a step, and that many bytes. GRADIENT is a PUT of the fp32 gradient that was applied
@@ -18,7 +19,7 @@ from typing import NamedTuple
 GET, PUT, GRADIENT = 1, 2, 3
 COPY, FOLLOW = 16, 17
 TOKEN_BYTES = 16
-_REQUEST = struct.Struct(f"!BIQQ{TOKEN_BYTES}s")
+_REQUEST = struct.Struct(f"!BIQQQ{TOKEN_BYTES}s")
 _SIZE = struct.Struct("!Q")
 _VERSION = struct.Struct("!QQ")
 _OPTIMISER = struct.Struct("!5d")
@@ -35,12 +36,13 @@ class TransferError(ConnectionError):
 
 @dataclass(frozen=True)
 class Request:
-    """One request. `size_bytes` is 0 but for a PUT or a GRADIENT."""
+    """One request. `size_bytes` is 0 but for a PUT or a GRADIENT, and `generation` matters to them alone."""
 
     operation: int
     layer: int
     step: int
     size_bytes: int
+    generation: int = 0
 
 
 class AdamW(NamedTuple):
@@ -95,8 +97,8 @@ def receive_into(sock: socket.socket, view: memoryview) -> None:
 
 def send_request(sock: socket.socket, request: Request, token: bytes) -> None:
     """Write the header of a request."""
-    header = _REQUEST.pack(request.operation, request.layer, request.step, request.size_bytes, token)
-    sock.sendall(header)
+    numbers = (request.operation, request.layer, request.step, request.size_bytes, request.generation)
+    sock.sendall(_REQUEST.pack(*numbers, token))
 
 
 def receive_request(sock: socket.socket, token: bytes) -> Request | None:
@@ -110,12 +112,12 @@ def receive_request(sock: socket.socket, token: bytes) -> Request | None:
         return None
     rest = bytearray(_REQUEST.size - 1)
     receive_into(sock, memoryview(rest))
-    operation, layer, step, size_bytes, theirs = _REQUEST.unpack(first + bytes(rest))
+    operation, layer, step, size_bytes, generation, theirs = _REQUEST.unpack(first + bytes(rest))
     if theirs != token:
         raise TransferError("a request with another job's token")
     if operation not in (GET, PUT, GRADIENT, COPY, FOLLOW):
         raise TransferError(f"a request for operation {operation}")
-    return Request(operation, layer, step, size_bytes)
+    return Request(operation, layer, step, size_bytes, generation)
 
 
 def send_size(sock: socket.socket, size_bytes: int) -> None:
@@ -143,18 +145,26 @@ def get_into(sock: socket.socket, layer: int, step: int, view: memoryview, token
     receive_into(sock, view)
 
 
-def put(sock: socket.socket, layer: int, step: int, view: memoryview, token: bytes) -> None:
+def put(
+    sock: socket.socket, layer: int, step: int, view: memoryview, token: bytes, generation: int = 0
+) -> None:
     """Store one layer's state of `step` on the other side, and wait until it is there whole."""
-    send_request(sock, Request(PUT, layer, step, len(view)), token)
+    send_request(sock, Request(PUT, layer, step, len(view), generation), token)
     sock.sendall(view)
     expect_taken(sock, layer, step)
 
 
 def put_gradient(
-    sock: socket.socket, layer: int, step: int, optimiser: AdamW, view: memoryview, token: bytes
+    sock: socket.socket,
+    layer: int,
+    step: int,
+    optimiser: AdamW,
+    view: memoryview,
+    token: bytes,
+    generation: int = 0,
 ) -> None:
     """Hand one layer's gradient of `step` to the other side, and wait until it is there whole."""
-    send_request(sock, Request(GRADIENT, layer, step, len(view)), token)
+    send_request(sock, Request(GRADIENT, layer, step, len(view), generation), token)
     sock.sendall(_OPTIMISER.pack(*optimiser))
     sock.sendall(view)
     expect_taken(sock, layer, step)

@@ -40,6 +40,7 @@ class _State:
     layer: int
     step: int
     buffer: torch.Tensor
+    generation: int
     live: bool = True
 
 
@@ -51,6 +52,7 @@ class _Gradient:
     step: int
     gradient: torch.Tensor
     optimiser: AdamW
+    generation: int
 
 
 class BackupSender:
@@ -69,12 +71,19 @@ class BackupSender:
         self._moved = False
         self._slow = False  # the last gradients came late: do not wait for them
         self._cost_s = 0.0
+        self._generation = 0
         threading.Thread(target=self._run, name="backup-send", daemon=True).start()
+
+    def enter(self, generation: int) -> None:
+        """What is sent from now on is of this generation."""
+        self._generation = generation
 
     def push(self, step: int, buffers: Mapping[int, torch.Tensor]) -> None:
         """Send these layers' states before `step`; what is left of an older push is given up."""
         with self._changed:
-            self._states = deque(_State(layer, step, buffer) for layer, buffer in buffers.items())
+            self._states = deque(
+                _State(layer, step, buffer, self._generation) for layer, buffer in buffers.items()
+            )
             self._changed.notify_all()
 
     def stream(self, layer: int, step: int, gradient: torch.Tensor, optimiser: AdamW) -> None:
@@ -82,7 +91,7 @@ class BackupSender:
         with self._changed:
             if self._gradients and self._gradients[0].step <= step - _MOST_STEPS:
                 self._gradients.clear()  # the backup does not keep up; it finds the gap
-            self._gradients.append(_Gradient(layer, step, gradient, optimiser))
+            self._gradients.append(_Gradient(layer, step, gradient, optimiser, self._generation))
             self._changed.notify_all()
 
     def settle(self) -> None:
@@ -160,7 +169,9 @@ class BackupSender:
                 self._socket = wire.connect(self._backup.host, self._backup.port, _TIMEOUT_S)
             if isinstance(job, _Gradient):
                 gradient = bytes_of(job.gradient)
-                wire.put_gradient(self._socket, job.layer, job.step, job.optimiser, gradient, self._token)
+                wire.put_gradient(
+                    self._socket, job.layer, job.step, job.optimiser, gradient, self._token, job.generation
+                )
             else:
                 self._send_state(self._socket, job)
         except OSError:
@@ -175,7 +186,8 @@ class BackupSender:
 
     def _send_state(self, sock: socket.socket, job: _State) -> None:
         size_bytes = job.buffer.numel() * job.buffer.element_size()
-        wire.send_request(sock, wire.Request(wire.PUT, job.layer, job.step, size_bytes), self._token)
+        request = wire.Request(wire.PUT, job.layer, job.step, size_bytes, job.generation)
+        wire.send_request(sock, request, self._token)
         piece = memoryview(self._piece)
         done = 0
         while done < size_bytes:

@@ -313,8 +313,10 @@ class Worker:
         fetched = self._fetch(generation, message, arrived)
         fetch_s = time.monotonic() - began
         generation.waiter.check()
-        if self._sender is not None and message.step != trainer.step:
-            self._sender.clear()
+        if self._sender is not None:
+            self._sender.enter(message.generation)
+            if message.step != trainer.step:
+                self._sender.clear()
         trainer.enter(generation, message.step, arrived, left)
         with self._lock:
             self._copy = None  # until here an abort would have saved what was copied

@@ -57,6 +57,10 @@ def is_one_line(done: Done, *words: str) -> bool:
         (["models", "gpt9"], ["gpt9", "gpt-tiny"]),
         (["launch", "gpt-tiny", "--policy", "ideal"], ["--policy", "reactive", "parcae replay"]),
         (
+            ["launch", "gpt-tiny", "--from", ".", "--backup", "none"],
+            ["--backup none", "--from", "Leave out --backup"],
+        ),
+        (
             ["launch", "gpt-tiny", "--policy", "checkpoint", "--backup", "none"],
             ["--backup none", "--policy checkpoint", "Leave out --backup"],
         ),

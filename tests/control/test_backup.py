@@ -32,10 +32,10 @@ def backup() -> Iterator[Backup]:
     backup.close()
 
 
-def put(backup: Backup, step: int, *layers: int) -> None:
+def put(backup: Backup, step: int, *layers: int, generation: int = 0) -> None:
     with wire.connect(backup.host, backup.port, 5) as sock:
         for layer in layers:
-            wire.put(sock, layer, step, memoryview(bytes([layer, step]) * 6), TOKEN)
+            wire.put(sock, layer, step, memoryview(bytes([layer, step]) * 6), TOKEN, generation)
 
 
 def test_a_step_counts_once_every_layer_of_it_is_here(backup: Backup) -> None:
@@ -118,7 +118,7 @@ def test_steps_after_a_rollback_are_forgotten(backup: Backup) -> None:
     """What belongs to steps that will be done again does not linger."""
     put(backup, 10, 0, 1)
     put(backup, 20, 0)
-    assert backup.store.freeze() == 10
+    assert backup.store.go_back(2) == 10
     assert backup.store.size_bytes == 24
 
 
@@ -133,10 +133,8 @@ class Said:
     def expect(self, step: int) -> None:
         self.expected.append(step)
 
-    def freeze(self) -> int | None:
+    def go_back(self, generation: int) -> int | None:
         return None
-
-    def thaw(self) -> None: ...
 
     def weights_digests(self, step: int) -> dict[int, str] | None:
         return None
@@ -199,9 +197,9 @@ def following() -> Iterator[FollowedState]:
     store.close()
 
 
-def feed(store: FollowedState, step: int, *layers: int) -> None:
+def feed(store: FollowedState, step: int, *layers: int, generation: int = 0) -> None:
     for layer in layers:
-        store.gradient(step, layer, OPTIMISER, gradient_of(step, layer))
+        store.gradient(step, layer, OPTIMISER, gradient_of(step, layer), generation)
 
 
 def reaches(store: FollowedState, step: int) -> bool:
@@ -249,16 +247,24 @@ def test_memory_is_bounded_while_a_state_never_arrives(following: FollowedState)
         assert following.size_bytes <= most
 
 
-def test_what_comes_late_after_a_rollback_is_ignored(following: FollowedState) -> None:
-    """Between `freeze` and `thaw` the state stands still, so that it can be fetched."""
-    feed(following, 0, 0)
-    assert following.freeze() == 0
-    feed(following, 0, 0, 1)
-    assert following.get(0, 1) == state_at(0, 1)
-    following.thaw()
-    assert following.latest() == 0
-    feed(following, 0, 0, 1)
+def test_gradients_of_before_a_rollback_are_never_applied(following: FollowedState) -> None:
+    """Whenever they arrive: in fast mode the step is done again with other roundings."""
+    feed(following, 0, 0, 1, generation=4)
     assert reaches(following, 1)
+    feed(following, 1, 0, generation=4)
+    assert following.go_back(6) == 1
+    feed(following, 1, 1, generation=5)
+    assert following.get(1, 1) == state_at(1, 1)
+    feed(following, 1, 0, generation=6)
+    feed(following, 1, 0, 1, generation=5)
+    assert following.latest() == 1 and not following.needs_state
+    feed(following, 1, 1, generation=7)
+    assert reaches(following, 2)
+    following.expect(3)
+    for generation, layer in ((5, 0), (6, 1), (7, 0)):
+        assert following.latest() == 2
+        following.put(3, layer, bytearray(state_at(3, layer)), generation)
+    assert following.latest() == 3
 
 
 def test_a_backup_that_dies_is_replaced_at_the_same_address(tmp_path: Path) -> None:
@@ -272,7 +278,13 @@ def test_a_backup_that_dies_is_replaced_at_the_same_address(tmp_path: Path) -> N
         assert backup.status.latest is None
         put_at(backup.address, 20)
         assert backup.wait_for(20, 20)
-        assert backup.freeze() == 20
+        assert backup.go_back(5) == 20
+        os.kill(backup.pid, signal.SIGKILL)
+        assert until(lambda: backup.status.restarts == 2)
+        put_at(backup.address, 30, generation=4)  # its successor knows what is too old
+        put_at(backup.address, 20, generation=5)
+        assert backup.wait_for(20, 20)
+        assert backup.go_back(6) == 20
         assert backup.weights_digests(20) is not None
         pid = backup.pid
     finally:
@@ -280,10 +292,10 @@ def test_a_backup_that_dies_is_replaced_at_the_same_address(tmp_path: Path) -> N
     assert not Path(f"/proc/{pid}").exists()
 
 
-def put_at(address: tuple[str, int], step: int) -> None:
+def put_at(address: tuple[str, int], step: int, generation: int = 0) -> None:
     with wire.connect(*address, 20) as sock:
         for layer in (0, 1):
-            wire.put(sock, layer, step, memoryview(bytes([layer, step]) * 6), TOKEN)
+            wire.put(sock, layer, step, memoryview(bytes([layer, step]) * 6), TOKEN, generation)
 
 
 def until(done: Callable[[], bool]) -> bool:
@@ -305,12 +317,14 @@ def test_a_pause_is_what_a_change_took_beyond_an_ordinary_step() -> None:
 
 
 def test_pieces_of_undone_steps_come_too_late(backup: Backup) -> None:
-    """The job went back to step 10: a copy of step 20 that still arrives must not be gone back to."""
-    put(backup, 10, 0, 1)
-    put(backup, 20, 0)
-    assert backup.store.freeze() == 10
-    put(backup, 20, 0, 1)
-    assert backup.store.freeze() == 10
-    backup.store.thaw()
-    put(backup, 20, 0, 1)
+    """The job went back to step 10: what still arrives of step 20 is not mixed with what is made anew."""
+    put(backup, 10, 0, 1, generation=1)
+    put(backup, 20, 0, generation=1)
+    assert backup.store.go_back(3) == 10
+    put(backup, 20, 0, 1, generation=2)
+    assert backup.store.go_back(4) == 10
+    put(backup, 20, 0, generation=4)
+    put(backup, 20, 1, generation=3)
+    assert backup.latest() == 10
+    put(backup, 20, 1, generation=5)
     assert backup.latest() == 20

@@ -31,7 +31,7 @@ class Writer(Protocol):
     ) -> tuple[int, str] | None:
         """Write the newest state; its step and where it is."""
 
-    def restore(self, target: str | None) -> int:
+    def restore(self, target: str | None, generation: int) -> int:
         """Hold nothing but the checkpoint at `target`; its step, 0 without one."""
 
 
@@ -76,15 +76,17 @@ class CheckpointKeeper:
         """The step of the last checkpoint that is whole, or that the job began with; 0 if there is none."""
         return self._last
 
-    def reload(self) -> int:
+    def reload(self, generation: int) -> int:
         """Have the backup hold the last checkpoint, read from where it was written; its step, 0 without one.
+
+        The job goes on from there in `generation`.
 
         Raises:
             OSError: it cannot be read any more.
         """
         if self._last in self._written:
-            return self._backup.restore(f"{self._target}/step-{self._last}")
-        return self._backup.restore(self._start if self._last else None)
+            return self._backup.restore(f"{self._target}/step-{self._last}", generation)
+        return self._backup.restore(self._start if self._last else None, generation)
 
     def tick(self) -> None:
         """Look whether a checkpoint is due; returns at once."""

@@ -24,10 +24,8 @@ class BackupOrders:
     def at(self, steps: int, last: bool, fresh: bool, backup: BackupPort) -> tuple[bool, bool]:
         """With the commit that makes it `steps` steps: push the state after it, stream its gradient?
 
-        `fresh` is a generation's first commit: if the job had gone back to the backup, it goes on from here.
+        `fresh` is a generation's first commit.
         """
-        if fresh:
-            backup.thaw()
         if self._mode == "none":
             return False, False
         status = backup.status

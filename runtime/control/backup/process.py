@@ -25,6 +25,7 @@ from runtime.control import wire
 
 _ANSWER_S = 30.0
 _WRITE_S = 3600.0
+_ATTEMPTS = 3  # at a request that a process dies over
 # A process that died younger than this is started again only after a while, longer each time.
 _YOUNG_S = 5.0
 _LONGEST_REST_S = 10.0
@@ -55,11 +56,12 @@ class BackupPort(Protocol):
     def expect(self, step: int) -> None:
         """The state before `step` is about to be pushed."""
 
-    def freeze(self) -> int | None:
-        """Go back to the newest whole step, and stay there until `thaw`."""
+    def go_back(self, generation: int) -> int | None:
+        """The job goes back to the newest whole step, if there is one, and on from there in `generation`.
 
-    def thaw(self) -> None:
-        """The job goes on."""
+        Raises:
+            OSError: the state that the job began with should be there, and is not.
+        """
 
     def weights_digests(self, step: int) -> dict[int, str] | None:
         """SHA-256 of every layer's weights, if it stands at `step`."""
@@ -86,6 +88,7 @@ class BackupProcess:
         address = self._listener.getsockname()
         self.address = str(address[0]), int(address[1])
         self.pid = 0
+        self._floor = 0  # what belongs to earlier generations is not taken
         self._changed = threading.Condition()
         self._status = BackupStatus()
         self._closed = False
@@ -111,19 +114,26 @@ class BackupProcess:
         """The state before `step` is about to be pushed."""
         self._post({"do": "expect", "step": step})
 
-    def thaw(self) -> None:
-        """The job goes on."""
-        self._post({"do": "thaw"})
+    def go_back(self, generation: int) -> int | None:
+        """See BackupPort."""
+        self._floor = generation  # also of a process that is started only now
+        for _ in range(_ATTEMPTS):
+            if self._origin is not None:  # a new process that has only just begun will have it
+                with self._changed:
+                    self._changed.wait_for(lambda: self._status.latest is not None, _ANSWER_S)
+            step: int | None = None
+            try:
+                step = self._ask({"do": "go back", "generation": generation}, _ANSWER_S)
+            except BackupLostError:
+                self._give_up()
+            if step is not None or self._origin is None:
+                return step
+        raise BackupLostError("the backup is lost, and cannot be given the state that the job began with")
 
-    def freeze(self) -> int | None:
-        """Go back to the newest whole step, which is returned, and stay there until `thaw`."""
-        if self._origin is not None:  # a new process that has only just begun will have it
-            with self._changed:
-                self._changed.wait_for(lambda: self._status.latest is not None, _ANSWER_S)
-        with contextlib.suppress(BackupLostError):
-            step: int | None = self._ask({"do": "freeze"}, _ANSWER_S)
-            return step
-        return None
+    def _give_up(self) -> None:
+        """A process that does not answer must not answer later: another is started."""
+        if self._process is not None:
+            self._process.kill()
 
     def weights_digests(self, step: int) -> dict[int, str] | None:
         """SHA-256 of every layer's weights, if the backup stands at `step`."""
@@ -132,14 +142,25 @@ class BackupProcess:
             return None if found is None else {int(layer): digest for layer, digest in found.items()}
         return None
 
-    def restore(self, target: str | None) -> int:
-        """Hold nothing but the checkpoint at `target`, as read from there; its step, 0 without one.
+    def restore(self, target: str | None, generation: int) -> int:
+        """Hold nothing but the checkpoint at `target`, as read from there, and go on in `generation`.
+
+        Returns its step, 0 without one.
 
         Raises:
             OSError: it could not be read.
         """
-        step: int = self._ask({"do": "restore", "target": target}, _ANSWER_S)
-        return step
+        self._floor = generation
+        for _ in range(_ATTEMPTS):
+            with self._changed:
+                self._changed.wait_for(lambda: self._control is not None, _ANSWER_S)
+            try:
+                request = {"do": "restore", "target": target, "generation": generation}
+                step: int = self._ask(request, _ANSWER_S)
+                return step
+            except BackupLostError:
+                self._give_up()
+        raise BackupLostError(f"the backup dies whenever it is to read {target or 'nothing'}")
 
     def write(
         self, target: str, seed: int, template: Mapping[str, Any], parameters: Sequence[Sequence[Any]]
@@ -215,10 +236,12 @@ class BackupProcess:
             )
         self.pid = self._process.pid
         about = {"layers": self._layers, "token": self._token.hex(), "follow": self._follow}
+        about["floor"] = self._floor
         with contextlib.suppress(OSError):
             ours.sendall(json.dumps(about).encode() + b"\n")
         with self._changed:
             self._control = ours
+            self._changed.notify_all()
             if self._closed:
                 ours.shutdown(socket.SHUT_RDWR)
         if self._origin is not None:
@@ -230,7 +253,7 @@ class BackupProcess:
             step, layers = self._origin()
             with wire.connect(*self.address, _ANSWER_S) as sock:
                 for layer, blob in layers.items():
-                    wire.put(sock, layer, step, memoryview(blob), self._token)
+                    wire.put(sock, layer, step, memoryview(blob), self._token, self._floor)
 
     def _watch(self) -> None:
         deaths = 0
@@ -288,12 +311,9 @@ class NoBackup:
     def expect(self, step: int) -> None:
         """Nothing comes."""
 
-    def freeze(self) -> int | None:
+    def go_back(self, generation: int) -> int | None:
         """There is none."""
         return None
-
-    def thaw(self) -> None:
-        """Nothing was frozen."""
 
     def weights_digests(self, step: int) -> dict[int, str] | None:
         """There are none."""
@@ -309,7 +329,7 @@ class NoBackup:
         """There is nothing to write."""
         return None
 
-    def restore(self, target: str | None) -> int:
+    def restore(self, target: str | None, generation: int) -> int:
         """Nothing is held."""
         return 0
 

@@ -16,13 +16,19 @@ class Backup:
     """Serves GET, PUT and GRADIENT of layers, a thread for each connection.
 
     With `follow` one state is kept and gradients bring it forward, otherwise copies that are pushed.
-    `listener` is a listening socket, by default a new one of 127.0.0.1.
+    What comes of generations below `floor` is not taken. `listener` is a listening socket, by default a new
+    one of 127.0.0.1.
     """
 
     def __init__(
-        self, layers: int, token: bytes, listener: socket.socket | None = None, follow: bool = False
+        self,
+        layers: int,
+        token: bytes,
+        listener: socket.socket | None = None,
+        follow: bool = False,
+        floor: int = 0,
     ) -> None:
-        self.store: Store = FollowedState(layers) if follow else PushedCopies(layers)
+        self.store: Store = FollowedState(layers, floor) if follow else PushedCopies(layers, floor)
         self._layers = layers
         self._token = token
         self._lock = threading.Lock()
@@ -92,14 +98,14 @@ class Backup:
     def _take_state(self, sock: socket.socket, request: wire.Request) -> None:
         blob = bytearray(request.size_bytes)
         wire.receive_into(sock, memoryview(blob))
-        self.store.put(request.step, request.layer, blob)
+        self.store.put(request.step, request.layer, blob, request.generation)
         wire.send_size(sock, 1)
 
     def _take_gradient(self, sock: socket.socket, request: wire.Request) -> None:
         optimiser = wire.receive_optimiser(sock)
         blob = bytearray(request.size_bytes)
         wire.receive_into(sock, memoryview(blob))
-        self.store.gradient(request.step, request.layer, optimiser, blob)
+        self.store.gradient(request.step, request.layer, optimiser, blob, request.generation)
         wire.send_size(sock, 1)
 
     def _send(self, sock: socket.socket, request: wire.Request) -> None:

@@ -28,7 +28,8 @@ class BackupService:
         self._sending = threading.Lock()
         first = json.loads(self._lines.readline())
         token = bytes.fromhex(first["token"])
-        self._backup = Backup(int(first["layers"]), token, listener, bool(first["follow"]))
+        layers, follow, floor = int(first["layers"]), bool(first["follow"]), int(first["floor"])
+        self._backup = Backup(layers, token, listener, follow, floor)
 
     def run(self) -> None:
         """Serve until the launcher is gone."""
@@ -46,13 +47,11 @@ class BackupService:
         match request["do"]:
             case "expect":
                 store.expect(request["step"])
-            case "freeze":
-                result = store.freeze()
-            case "thaw":
-                store.thaw()
+            case "go back":
+                result = store.go_back(request["generation"])
             case "restore":
                 try:
-                    result = self._restore(request["target"])
+                    result = self._restore(request["target"], request["generation"])
                 except Exception as error:  # noqa: BLE001 - the launcher says it
                     self._send({"id": request["id"], "error": f"{type(error).__name__}: {error}"})
                     return
@@ -77,16 +76,16 @@ class BackupService:
         content = Checkpoint(step, request["seed"], request["template"], layers)
         return [step, target.write(content, parameters)]
 
-    def _restore(self, target: str | None) -> int:
+    def _restore(self, target: str | None, generation: int) -> int:
         """Hold what a checkpoint says and nothing else; its step, 0 without one."""
         store = self._backup.store
         if not isinstance(store, PushedCopies):
             raise ValueError("only a backup of pushed states can go back to a checkpoint")
         if target is None:
-            store.restore(0, {})
+            store.restore(0, {}, generation)
             return 0
         start = target_of(target).read()
-        store.restore(start.step, start.layers)
+        store.restore(start.step, start.layers, generation)
         return start.step
 
     def _tell(self) -> None:

@@ -34,11 +34,11 @@ class Store(Protocol):
     def size_bytes(self) -> int:
         """Memory held."""
 
-    def put(self, step: int, layer: int, blob: bytearray) -> None:
-        """A layer's state before `step`."""
+    def put(self, step: int, layer: int, blob: bytearray, generation: int = 0) -> None:
+        """A layer's state before `step`, sent in this generation."""
 
-    def gradient(self, step: int, layer: int, optimiser: AdamW, blob: bytearray) -> None:
-        """What a layer's optimiser was given in `step`."""
+    def gradient(self, step: int, layer: int, optimiser: AdamW, blob: bytearray, generation: int = 0) -> None:
+        """What a layer's optimiser was given in `step`, sent in this generation."""
 
     def get(self, step: int, layer: int) -> bytes | bytearray | None:
         """A layer's state before exactly `step`."""
@@ -49,11 +49,11 @@ class Store(Protocol):
     def expect(self, step: int) -> None:
         """The state before `step` is about to be pushed."""
 
-    def freeze(self) -> int | None:
-        """The job goes back to the newest whole step, which is returned. What comes until `thaw` is late."""
+    def go_back(self, generation: int) -> int | None:
+        """The job goes back to the newest whole step, which is returned, and on from there in `generation`.
 
-    def thaw(self) -> None:
-        """The job goes on."""
+        What still comes of earlier generations is not taken: it belongs to steps that are done again.
+        """
 
     def close(self) -> None:
         """End what runs beside."""
@@ -64,12 +64,11 @@ class PushedCopies:
 
     needs_state = False
 
-    def __init__(self, layers: int, keep: int = 2) -> None:
+    def __init__(self, layers: int, floor: int = 0, keep: int = 2) -> None:
         self.changed = threading.Condition()
-        self._layers, self._keep = layers, keep
+        self._layers, self._keep, self._floor = layers, keep, floor
         self._copies: dict[int, dict[int, bytearray]] = {}  # step -> layer -> bytes
         self._forgotten_until = -1  # what comes of a step up to this one comes too late
-        self._frozen = False
 
     def latest(self) -> int | None:
         """See Store."""
@@ -82,10 +81,10 @@ class PushedCopies:
         with self.changed:
             return sum(len(blob) for copy in self._copies.values() for blob in copy.values())
 
-    def put(self, step: int, layer: int, blob: bytearray) -> None:
+    def put(self, step: int, layer: int, blob: bytearray, generation: int = 0) -> None:
         """See Store."""
         with self.changed:
-            if self._frozen or step <= self._forgotten_until:
+            if generation < self._floor or step <= self._forgotten_until:
                 return
             self._copies.setdefault(step, {})[layer] = blob
             complete = self._complete()
@@ -96,7 +95,7 @@ class PushedCopies:
                     del self._copies[late]
             self.changed.notify_all()
 
-    def gradient(self, step: int, layer: int, optimiser: AdamW, blob: bytearray) -> None:
+    def gradient(self, step: int, layer: int, optimiser: AdamW, blob: bytearray, generation: int = 0) -> None:
         """Not kept: states are pushed."""
 
     def get(self, step: int, layer: int) -> bytes | bytearray | None:
@@ -113,26 +112,22 @@ class PushedCopies:
     def expect(self, step: int) -> None:
         """Nothing to prepare."""
 
-    def freeze(self) -> int | None:
+    def go_back(self, generation: int) -> int | None:
         """See Store."""
         with self.changed:
-            self._frozen = True
+            self._floor = generation
             step = max(self._complete(), default=None)
             for later in [s for s in self._copies if s > (step or 0)]:
                 del self._copies[later]
             return step
 
-    def restore(self, step: int, layers: Mapping[int, bytes | bytearray]) -> None:
-        """Hold this state and nothing else; no layers: nothing."""
+    def restore(self, step: int, layers: Mapping[int, bytes | bytearray], generation: int) -> None:
+        """Hold this state and nothing else, no layers: nothing; and go on in `generation`."""
         with self.changed:
+            self._floor = generation
             self._copies = {step: {n: bytearray(blob) for n, blob in layers.items()}} if layers else {}
             self._forgotten_until = step - 1
             self.changed.notify_all()
-
-    def thaw(self) -> None:
-        """See Store. By now every sender has given up what it had to send of undone steps."""
-        with self.changed:
-            self._frozen = False
 
     def close(self) -> None:
         """Nothing runs beside."""
@@ -150,8 +145,9 @@ class FollowedState:
     held.
     """
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, floor: int = 0) -> None:
         self.changed = threading.Condition()
+        self._floor = floor
         self._in_place = threading.Lock()  # held while the state changes, or while it must not
         self._layers = layers
         self._step: int | None = None
@@ -160,7 +156,7 @@ class FollowedState:
         self._arriving_step = -1
         self._arriving: dict[int, bytearray] = {}
         self._gradients: dict[int, dict[int, tuple[AdamW, bytearray]]] = {}
-        self._gap = self._frozen = self._closed = False
+        self._gap = self._closed = False
         threading.Thread(target=self._run, name="backup-apply", daemon=True).start()
 
     def latest(self) -> int | None:
@@ -186,10 +182,10 @@ class FollowedState:
         with self.changed:
             self._arriving_step, self._arriving = step, {}
 
-    def put(self, step: int, layer: int, blob: bytearray) -> None:
+    def put(self, step: int, layer: int, blob: bytearray, generation: int = 0) -> None:
         """See Store."""
         with self._in_place, self.changed:
-            if self._frozen or step < self._arriving_step or step <= (self._step or -1):
+            if generation < self._floor or step < self._arriving_step or step <= (self._step or -1):
                 return
             if step > self._arriving_step:
                 self._arriving_step, self._arriving = step, {}
@@ -204,19 +200,19 @@ class FollowedState:
                 self._look_for_gap()
             self.changed.notify_all()
 
-    def gradient(self, step: int, layer: int, optimiser: AdamW, blob: bytearray) -> None:
+    def gradient(self, step: int, layer: int, optimiser: AdamW, blob: bytearray, generation: int = 0) -> None:
         """See Store."""
         with self.changed:
             useless = self._gap or self._step is None
             first = self._arriving_step if useless else self._due
-            if self._frozen or step < first or (useless and first < 0):
+            if generation < self._floor or step < first or (useless and first < 0):
                 return
             self._gradients.setdefault(step, {})[layer] = optimiser, blob
             self._look_for_gap()
             self.changed.notify_all()
 
     def get(self, step: int, layer: int) -> bytes | bytearray | None:
-        """See Store. The state may go on while it is being sent, except between `freeze` and `thaw`."""
+        """See Store. The state may go on while it is sent, but not before all who go back to it vote."""
         with self._in_place, self.changed:
             return self._state.get(layer) if step == self._step else None
 
@@ -227,21 +223,16 @@ class FollowedState:
                 return None
             return self._step, {layer: bytes(blob) for layer, blob in self._state.items()}
 
-    def freeze(self) -> int | None:
-        """See Store. What has arrived whole still counts."""
+    def go_back(self, generation: int) -> int | None:
+        """See Store. What has arrived whole still counts, and the state is exactly where the job is then."""
         with self.changed:
             self.changed.wait_for(lambda: not self._ready(), _APPLY_S)
         with self._in_place, self.changed:
-            self._frozen = True
+            self._floor, self._gap = generation, False
             self._gradients.clear()
             self._arriving_step, self._arriving = -1, {}
+            self.changed.notify_all()
             return self._step
-
-    def thaw(self) -> None:
-        """See Store. The state is exactly where the job is."""
-        with self.changed:
-            if self._frozen:
-                self._frozen = self._gap = False
 
     def close(self) -> None:
         """See Store."""
@@ -258,7 +249,7 @@ class FollowedState:
             self._gradients.clear()
 
     def _ready(self) -> bool:
-        if self._step is None or self._frozen or self._gap:
+        if self._step is None or self._gap:
             return False
         return len(self._gradients.get(self._step, {})) == self._layers
 

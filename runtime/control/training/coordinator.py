@@ -296,7 +296,7 @@ class Coordinator:
             self._migration.foresee(Pending(plan, self._now_s(), cost_s, ahead))
             return
         if plan.kind is MigrationKind.ROLLBACK:
-            self._roll_back()
+            self._roll_back(plan.generation)
         self._migration.prepare(plan)
         self._switch(plan)
 
@@ -320,14 +320,21 @@ class Coordinator:
             return
         self._course.planning += [plan_types.TrainingStopped(), plan_types.StateReported(holds)]
 
-    def _roll_back(self) -> None:
-        """Every holder of some stage has died: go back to the newest whole copy (or to the seed)."""
-        step, why = self._newest_state()
+    def _roll_back(self, generation: int) -> None:
+        """Every holder of some stage has died: go back to the newest whole copy (or to the seed).
+
+        Raises:
+            TrainingError: the state that the job began with, or its last checkpoint, is out of reach.
+        """
+        try:
+            step, why = self._newest_state(generation)
+        except OSError as error:
+            raise TrainingError(f"every holder of a stage died: {error}; try `parcae resume`") from error
         self._recorder.roll_back(step, self._course.step - step, why)
         self._course.ledger = self._course.ledger.rollback(step)
 
-    def _newest_state(self) -> tuple[int, str]:
-        return self._backup.freeze() or 0, "every holder of a stage died"
+    def _newest_state(self, generation: int) -> tuple[int, str]:
+        return self._backup.go_back(generation) or 0, "every holder of a stage died"
 
     def _make_up(self) -> None:
         """Whoever was not heard because this process did not run is not late."""

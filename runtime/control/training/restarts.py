@@ -49,8 +49,6 @@ class SaveOrders(BackupOrders):
 
     def at(self, steps: int, last: bool, fresh: bool, backup: BackupPort) -> tuple[bool, bool]:
         """See BackupOrders."""
-        if fresh:
-            backup.thaw()
         now_s = self._clock()
         if self._on_its_way is not None:
             step, since_s = self._on_its_way
@@ -137,6 +135,6 @@ class RestartingCoordinator(Coordinator):
         for node in workers:
             self._fleet.kill_worker(node)
 
-    def _newest_state(self) -> tuple[int, str]:
-        step = self._keeper.reload()
+    def _newest_state(self, generation: int) -> tuple[int, str]:
+        step = self._keeper.reload(generation)
         return step, "the last checkpoint" if step else "no checkpoint was on the disk yet"
