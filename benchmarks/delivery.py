@@ -8,6 +8,7 @@ Incompressible data goes to two real OpenSSH servers on this machine, at full sp
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import shlex
@@ -69,6 +70,8 @@ async def measure(machines: Rack, data: DataSet, name: str, training: bool | Non
 
 def main() -> None:
     """Three rows: idle, full speed, paced."""
+    raw = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=raw).parse_args()
     with tempfile.TemporaryDirectory() as folder, rack(Path(folder) / "rack") as machines:
         # a name that leads nowhere on the nodes, which are this very machine
         os.chdir(folder)

@@ -7,7 +7,7 @@ reactive policy's and of the last value's: the mean over the traces, and the wor
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from parcae_cli.replay_inputs import read_trace, replay_setup
+from runtime.planning.errors import InputError
 from runtime.planning.forecasters import DEFAULT, FORECASTERS, forecaster_named
 from runtime.planning.trace import Trace, synthetic_trace
 from runtime.simulate.replay import replay
@@ -63,11 +64,17 @@ def _cases(paths: list[str]) -> Iterator[tuple[Trace, str]]:
     yield from ((trace, model) for trace in traces for model in MODELS)
 
 
-def main(paths: list[str]) -> None:
+def main() -> None:
     """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("traces", nargs="*", metavar="TRACE", help="besides the made-up ones")
+    try:
+        cases = list(_cases(parser.parse_args().traces))
+    except InputError as error:
+        parser.error(str(error))
     found = []
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        for label, scores in pool.map(_job, _cases(paths)):
+        for label, scores in pool.map(_job, cases):
             found.append((label, scores))
             ours = scores[DEFAULT]
             print(f"{label:50s}", "  ".join(f"{key} {ours[key]:.4f}" for key in AGAINST), flush=True)
@@ -84,4 +91,4 @@ def main(paths: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -47,6 +47,9 @@ def figures_of(part: Trace, model: str) -> Figures:
 
 def main() -> int:
     """Print both tables, and how much dearer and slower the others are: the paper's figures and ours."""
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print(__doc__)
+        return 0
     if len(sys.argv) != 2:
         print(
             "make paper needs the paper's trace, which is not shipped: make paper TRACE=aws-p3-12h.csv "

@@ -5,6 +5,7 @@ Run: python benchmarks/planner.py
 
 from __future__ import annotations
 
+import argparse
 import random
 import time
 from statistics import median
@@ -45,6 +46,8 @@ def sampled_need(nodes: int, pipelines: int, stages: int, losses: int, target: i
 
 def main() -> None:
     """Print the figures."""
+    raw = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=raw).parse_args()
     print("one decision, ms            decisions    median      p95      max   target p95")
     for nodes, hours in ((32, 8.0), (256, 3.0), (1024, 2.0)):
         times = plan_times(nodes, hours)

@@ -6,7 +6,7 @@ whole and its first two hours alone. Prints samples with the prior as a share of
 
 from __future__ import annotations
 
-import sys
+import argparse
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 
 from parcae_cli.replay_inputs import read_trace, replay_setup
+from runtime.planning.errors import InputError
 from runtime.planning.hazard import Hazard
 from runtime.planning.prior import learnt, stretch_of
 from runtime.planning.trace import Trace, synthetic_trace
@@ -37,9 +38,14 @@ def gain(case: tuple[Trace, str, float | None]) -> tuple[str, float]:
     return f"{trace.name}, {model}, {'all' if hours is None else f'{hours:g} h'}", with_it / without
 
 
-def main(paths: list[str]) -> None:
+def main() -> None:
     """Measure and print."""
-    traces = [read_trace(Path(path)) for path in paths]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("traces", nargs="*", metavar="TRACE", help="besides the made-up ones")
+    try:
+        traces = [read_trace(Path(path)) for path in parser.parse_args().traces]
+    except InputError as error:
+        parser.error(str(error))
     for seed, length, nodes, mean, losses in MADE_UP:
         for more in SEEDS:
             name = f"{nodes} instances, {losses:g} lost an hour, {seed + more}"
@@ -54,4 +60,4 @@ def main(paths: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -5,8 +5,8 @@ Run: python benchmarks/transfer.py [gigabytes]
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
-import sys
 import threading
 import time
 from multiprocessing.connection import Connection
@@ -61,8 +61,11 @@ def copied(address: object, floats: int) -> float:
     return took_s
 
 
-def main(gigabytes: float = 1.0) -> None:
+def main() -> None:
     """Print the speeds in GB/s."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("gigabytes", type=float, nargs="?", default=1.0)
+    gigabytes = parser.parse_args().gigabytes
     import torch
 
     from runtime.engine import transfer
@@ -96,4 +99,4 @@ def main(gigabytes: float = 1.0) -> None:
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else 1.0)
+    main()

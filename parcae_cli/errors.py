@@ -42,18 +42,6 @@ class UsageError(ParcaeError):
     exit_code = USAGE
 
 
-class NoCapacity(ParcaeError):
-    """The cloud has no instances for us now."""
-
-    exit_code = NO_CAPACITY
-
-
-class CredentialsOrQuota(ParcaeError):
-    """The account cannot do this."""
-
-    exit_code = CREDENTIALS_OR_QUOTA
-
-
 class MayBeRunning(ParcaeError):
     """We cannot prove that everything ended."""
 

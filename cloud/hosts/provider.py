@@ -121,10 +121,6 @@ class HostsProvider:
         """`hosts`."""
         return "hosts"
 
-    def host_of(self, instance: Instance) -> Host:
-        """The host that an instance is."""
-        return self._seats[instance.name].host
-
     async def start(self) -> None:
         """Look which hosts are up, for a few seconds at most, and go on looking."""
         self._watches = [asyncio.create_task(self._watch(seat)) for seat in self._seats.values()]

@@ -145,7 +145,7 @@ class _Bench:
             layer = LayerState(index, gpt.build_layer(self._shape, index), exact, device, tied)
             gpt.initialise_layer(layer.module, self._shape, index, 0)
             self._layers.append(layer)
-        self._gradient = bind_gradients(self._layers, exact)
+        bind_gradients(self._layers, exact)
 
     def _clock(self) -> float:
         if self._device.type == "cuda":

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from runtime.planning.preemption import intact_pipelines
-from runtime.planning.profile import Profile
 from runtime.planning.types import Layout
 
 
@@ -22,13 +21,3 @@ def liveput(
         for whole, chance in intact_pipelines(nodes, layout.pipelines, layout.stages, count).items():
             expected += probability * chance * (samples_per_s_by_pipelines[whole] if whole else 0.0)
     return expected
-
-
-def profile_liveput(profile: Profile, nodes: int, layout: Layout, losses: Mapping[int, float]) -> float:
-    """Liveput with a profile's throughputs; a missing row counts its share of the whole."""
-    whole = profile.samples_per_s(layout)
-    rates = {
-        count: profile.samples_per_s(Layout(count, layout.stages)) or whole * count / layout.pipelines
-        for count in range(1, layout.pipelines + 1)
-    }
-    return liveput(nodes, layout, losses, rates)

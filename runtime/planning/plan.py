@@ -29,7 +29,6 @@ class Choice:
 
     option: Option
     liveput: float
-    runner_up: Option | None = None
 
 
 def choose(
@@ -59,5 +58,4 @@ def choose(
     for option in ranked[1:]:
         if option.stay and value(option) >= value(best) * (1 - EQUAL):
             best = option
-    others = [option for option in ranked if option is not best]
-    return Choice(best, value(best) / horizon_s, others[0] if others else None)
+    return Choice(best, value(best) / horizon_s)
