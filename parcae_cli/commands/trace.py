@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -56,14 +57,14 @@ def synth(
 
     Try: parcae trace synth stormy.csv --hours 24 --max 32 --mean 22 --losses 30 --cluster 2.5
     """
-    import sys
-
     from runtime.planning.errors import InputError
     from runtime.planning.synthetic import TraceFigures, calibrated_trace
 
     average = 0.75 * max_available if mean is None else mean
     if not 0 < average <= max_available:
         raise UsageError(f"--mean {average:g}: must be above 0 and at most --max {max_available}")
+    if str(out) != "-" and out.is_dir():
+        raise UsageError(f"{out}: is a folder", "Give a file")
     if str(out) != "-" and out.exists() and not force:
         raise UsageError(f"{out}: is there already", "Choose another name, or add --force")
     if str(out) != "-" and not out.parent.is_dir():
@@ -88,41 +89,55 @@ def synth(
 
 @app.command()
 def record(
-    job: Annotated[str, typer.Argument(help="A job that runs or ran on a cloud.")],
-    out: Annotated[Path, typer.Argument(help="The CSV file to write; - is stdout.")],
+    job: Annotated[
+        str, typer.Argument(metavar="[JOB]", help="A job that runs or ran; left out with --cloud.")
+    ],
+    out: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="The CSV file to write; - is stdout.")
+    ] = None,
+    cloud: Annotated[
+        str | None,
+        typer.Option(metavar="CLOUD", help="Not one job: what all jobs recorded of this cloud's pools."),
+    ] = None,
+    hours: Annotated[
+        float | None, typer.Option(metavar="H", min=0.1, help="With --cloud: only the last H hours [24].")
+    ] = None,
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TYPE/ZONE", help="With --cloud: only this pool; may be repeated."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file.")] = False,
 ) -> None:
-    """Write down which instances a job has held, and how they went, as a trace to replay."""
-    import json
-    import sys
+    """Write down which instances a job, or all jobs of a cloud, have held, as a trace to replay.
 
-    from parcae_cli.home import parcae_home
-    from runtime.control.job.history import held_trace
-    from runtime.control.job.journal import Journal, UnknownJobError
+    A job's trace has its instances by name, to the second. A cloud's has what jobs recorded by the minute and
+    pool, never more than they wanted; minutes in which none ran are left out.
 
-    home = parcae_home()
-    if not (home / "journal.db").exists():
-        raise UnknownJobError(f"no job named {job!r}: {home} has no jobs")
-    if str(out) != "-" and out.exists() and not force:
-        raise UsageError(f"{out}: is there already", "Choose another name, or add --force")
-    journal = Journal(home)
-    known = journal.job(job)
-    instances = journal.instances(job)
-    noticed = {
-        event.text.split()[0] for event in journal.events(job, last=1_000_000) if event.kind == "notice"
-    }
-    folder = journal.job_folder(job)
-    journal.close()
-    metrics = folder / "metrics.jsonl"
-    steps = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-    # What was ended after the last step was ended by us.
-    until_s = known.created_s + json.loads(steps[-1])["time_s"] if steps else known.created_s
-    made = held_trace(job, instances, noticed, until_s)
-    if not made.events:
-        raise UsageError(f"job {job} held no instance while it trained", "See: parcae status " + job)
-    if str(out) == "-":
+    Try: parcae trace record --cloud aws --hours 48 aws.csv
+    """
+    if (cloud is None) == (out is None):
+        raise UsageError(
+            "trace record: give JOB and OUT, or --cloud and OUT", "Example: parcae trace record mine mine.csv"
+        )
+    if cloud is None and (hours is not None or pool):
+        raise UsageError("--hours and --pool go with --cloud: a job is recorded whole")
+    place = Path(job) if out is None else out
+    if str(place) != "-" and place.is_dir():
+        raise UsageError(f"{place}: is a folder", "Give a file")
+    if str(place) != "-" and place.exists() and not force:
+        raise UsageError(f"{place}: is there already", "Choose another name, or add --force")
+    if str(place) != "-" and not place.parent.is_dir():
+        raise UsageError(f"{place}: there is no folder {place.parent}", "Make it first")
+    from parcae_cli.recorded import trace_of_cloud, trace_of_job
+
+    made = trace_of_job(job) if cloud is None else trace_of_cloud(cloud, hours or 24.0, pool or [])
+    if str(place) == "-":
         sys.stdout.write(made.as_csv())
         return
-    out.write_text(made.as_csv(), encoding="utf-8")
-    lost = made.statistics.preempted
-    print(f"{out}: {made.end_s / 3600:.3g} h, {len(instances)} instances, {lost} lost", file=sys.stderr)
+    place.write_text(made.as_csv(), encoding="utf-8")
+    figures = made.statistics
+    print(
+        f"{place}: {made.end_s / 3600:.3g} h, {figures.mean_available:.1f} instances on average, "
+        f"{figures.preempted} lost",
+        file=sys.stderr,
+    )

@@ -41,6 +41,7 @@ EVENT_COLOURS = {
     "started": "green",
     "error": "red",
 }
+SECONDS_FROM = 100  # columns from which on a change shows seconds beside bytes
 WIDE = 108  # from this many columns on, two panels stand side by side
 AVAILABILITY_LINES = 7
 
@@ -71,6 +72,7 @@ def status_view(
         parts += [_panel(Group(*lines), title), _availability(status, inner), _loss(status, inner, 5)]
         room -= len(lines) + 2 + AVAILABILITY_LINES + 7 + 3
     parts.append(_numbers(status, width))
+    parts += market_lines(status, width)
     shown = max(2, min(5, (room - 8) // 2))
     if status.migrations:
         parts.append(_migrations(status, shown, width))
@@ -249,6 +251,25 @@ def _numbers(status: JobStatus, width: int) -> RenderableType:
     return table
 
 
+def market_lines(status: JobStatus, width: int) -> list[RenderableType]:
+    """What the cloud says of its pools: price, refused launches, placement scores; nothing elsewhere."""
+    market, facts = status.market, []
+    if price := market.get("spot_usd_per_hour"):
+        change = market.get("price_change")
+        since = f" ({change:+.0%} since the start)" if change is not None and abs(change) >= 0.005 else ""
+        facts.append(f"spot from {usd_text(price)}/h{since}")
+    if tried := market.get("launches_tried"):
+        facts.append(f"{market.get('launches_refused', 0):,} of {tried:,} launches refused in the last hour")
+    scores = sorted((market.get("scores") or {}).items(), key=lambda one: -one[1])
+    if scores:
+        shown = scores[: max(1, (width - 20) // 30)]
+        more = f" and {len(scores) - len(shown)} more" if len(scores) > len(shown) else ""
+        facts.append("placement score " + ", ".join(f"{score:g} {pool}" for pool, score in shown) + more)
+    if not facts:
+        return []
+    return [Text.assemble((" market  ", "dim"), "   ".join(facts))]
+
+
 def _migrations(status: JobStatus, count: int, width: int) -> RenderableType:
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 1), pad_edge=False, expand=True)
     for name in ("gen", "step", "change", "from", "to", "pause", "ahead", "at switch"):
@@ -266,8 +287,8 @@ def _migrations(status: JobStatus, count: int, width: int) -> RenderableType:
             _layout_text(record.get("from")),
             _layout_text(record.get("to")),
             duration_text(record.get("pause_s") or 0.0),
-            _moved_text(ahead, record.get("copy_s") if width >= WIDE else None),
-            _moved_text(moved - ahead, record.get("fetch_s") if width >= WIDE else None),
+            _moved_text(ahead, record.get("copy_s") if width >= SECONDS_FROM else None),
+            _moved_text(moved - ahead, record.get("fetch_s") if width >= SECONDS_FROM else None),
         ]
         if width >= 90:
             gone = [f"[red]-{name}[/]" for name in record.get("nodes_lost") or ()]

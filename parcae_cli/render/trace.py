@@ -29,7 +29,17 @@ def sparkline(counts: tuple[tuple[float, int], ...], end_s: float, width: int = 
 
 def as_object(trace: Trace) -> dict[str, Any]:
     """The statistics as JSON."""
-    return {"name": trace.name, **asdict(trace.statistics)}
+    return {
+        "name": trace.name,
+        **asdict(trace.statistics),
+        "losses_per_instance_hour": losses_per_instance_hour(trace),
+    }
+
+
+def losses_per_instance_hour(trace: Trace) -> float:
+    """How often an instance that is held is lost, an hour; 0 where none is held."""
+    held_h = trace.held_s(0.0, trace.end_s) / 3600
+    return trace.statistics.preempted / held_h if held_h else 0.0
 
 
 def trace_view(trace: Trace) -> RenderableType:
@@ -38,7 +48,7 @@ def trace_view(trace: Trace) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    figures = trace.statistics
+    figures, rate = trace.statistics, losses_per_instance_hour(trace)
     table = Table.grid(padding=(0, 2))
     for title, value in (
         ("length", f"{figures.hours:.2f} h"),
@@ -54,6 +64,7 @@ def trace_view(trace: Trace) -> RenderableType:
             "gained",
             f"{figures.allocated} at {figures.allocation_events} times, {figures.gains_per_hour:.1f}/h",
         ),
+        ("loss rate", f"{rate:.3f} an instance hour" + (f", one in {1 / rate:.1f} h" if rate else "")),
         ("lost at once", f"{figures.mean_cluster:.2f} on average"),
     ):
         table.add_row(Text(title, style="dim"), value)

@@ -249,3 +249,24 @@ def test_charts_put_values_where_they_belong() -> None:
 def test_the_example_job_matches_what_a_job_reports() -> None:
     """The pictures' example has the fields that status reads."""
     assert {"nodes", "layout", "availability", "forecast", "migrations"} <= set(snapshot(0.0))
+
+
+def test_the_market_is_shown_where_a_job_has_one(status: JobStatus) -> None:
+    """Price and its change, refused launches and the best placement scores; no line for a local fleet."""
+    assert "market" not in picture(status, 120)
+    market = {
+        "spot_usd_per_hour": 0.3121, "price_change": 0.042, "launches_tried": 12, "launches_refused": 3,
+        "scores": {"g5.xlarge/us-east-1a": 7.0, "g5.xlarge/us-east-1b": 9.0},
+    }  # fmt: skip
+    shown = picture(replace(status, market=market), 200)
+    assert "spot from $0.3121/h (+4% since the start)" in shown
+    assert "3 of 12 launches refused in the last hour" in shown
+    assert "placement score 9 g5.xlarge/us-east-1b, 7 g5.xlarge/us-east-1a" in shown
+    assert "and 1 more" in picture(replace(status, market=market), 60)
+
+
+@pytest.mark.parametrize("width", [100, 120])
+def test_changes_show_bytes_and_seconds(status: JobStatus, width: int) -> None:
+    """What was copied ahead and what was sent at the switch, each with the time that it took."""
+    shown = picture(status, width)
+    assert "1.2 MB in 34 ms" in shown and "401.4 kB in 4 ms" in shown

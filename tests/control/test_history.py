@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from cloud.types import Instance, InstanceState, Pool
-from runtime.control.job.history import held_trace
+from runtime.control.job.history import held_trace, recorded_trace
 from runtime.control.job.journal import InstanceRecord
+from runtime.planning.outlook import PoolMinute
 from runtime.planning.trace_formats import parse_trace
 
 POOL = Pool("a", "g5.xlarge", 1, 0.2, 0.5)
+
 
 
 def record(name: str, launched_s: float, ended_s: float | None = None) -> InstanceRecord:
@@ -44,3 +46,19 @@ def test_a_jobs_instances_become_a_trace_that_can_be_replayed() -> None:
 def test_a_job_without_instances_is_an_empty_trace() -> None:
     """Nothing was held: nothing to replay."""
     assert held_trace("job", [], (), 10.0).events == ()
+
+
+def test_what_jobs_recorded_of_pools_is_a_trace_of_their_counts() -> None:
+    """Losses and gains of one minute are both there, pools stay apart, empty minutes are left out."""
+    rows = [
+        PoolMinute(100, "g5/a", held=2, came=2),
+        PoolMinute(100, "g5/b", held=1, came=1),
+        PoolMinute(101, "g5/a", held=2, lost=1, came=1),
+        PoolMinute(101, "g5/b", held=1),
+        PoolMinute(500, "g5/a", held=0),
+        PoolMinute(500, "g5/b", held=3, came=2),
+    ]
+    made = recorded_trace("aws", rows)
+    assert [count for _, count in made.counts] == [3, 3, 3]
+    assert made.end_s == 180 and made.statistics.preempted == 3 and made.statistics.allocated == 3
+    assert parse_trace(made.as_csv(), "again.csv").counts == made.counts

@@ -58,6 +58,11 @@ class CapacityTable(ABC):
         )  # fmt: skip
         return [PoolMinute(*row) for row in rows]
 
+    def recorded_pools(self, cloud: str, since_minute: int) -> list[str]:
+        """The pools of a cloud of which any job has recorded something since then, by name."""
+        query = "SELECT DISTINCT pool FROM capacity WHERE cloud = ? AND minute >= ? ORDER BY pool"
+        return [str(row["pool"]) for row in self._rows(query, cloud, since_minute)]
+
     def prune_capacity(self, now_s: float | None = None) -> None:
         """Drop what is older than thirty days, and of the rest all but the newest half a million rows."""
         minute = int((time.time() if now_s is None else now_s) // 60) - KEPT_DAYS * 24 * 60
