@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from runtime.control.training.course import Course
 from runtime.control.training.generations import PREPARE_TIMEOUT_S, Pending
-from runtime.control.training.phases import Turns
+from runtime.control.training.phases import START_PATIENCE_S, StartGate, Turns
+from runtime.control.training.resumption import PATIENCE_S, Resumption
 from runtime.planning.ledger import Ledger
 from runtime.planning.types import Layout, MigrationKind, MigrationPlan, Position
 
@@ -30,3 +31,17 @@ def test_what_nobody_awaits_stays_so() -> None:
     course = Course(Ledger(8), 10)
     course.postpone(3600)
     assert course.deadline_s == float("inf") and course.pending is None
+
+
+def test_nodes_that_boot_or_hold_state_are_waited_for_as_long_after_a_sleep() -> None:
+    """The first layout, and what a resumed job goes back to, do not depend on when the lid was closed."""
+    gate, resumption = StartGate(), Resumption(5, 3, (3, 4, 1.0), 8)
+    for patient in (gate, resumption):
+        patient.postpone(3600)  # nothing is awaited yet
+    assert gate.closed(True, 100.0) and resumption.waits((), True, 100.0)
+    for patient in (gate, resumption):
+        patient.postpone(3600)
+    assert gate.closed(True, 3700 + START_PATIENCE_S - 0.1)
+    assert resumption.waits((), True, 3700 + PATIENCE_S - 0.1)
+    assert not gate.closed(True, 3700 + START_PATIENCE_S)
+    assert not resumption.waits((), True, 3700 + PATIENCE_S + 0.1)

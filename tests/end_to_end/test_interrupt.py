@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from cloud.processes import start_ticks
+from runtime.control.fleet.link_times import LinkTimes
 from runtime.control.job.journal import Journal
-from tests.end_to_end.harness import processes_of
+from tests.end_to_end.harness import STEPS, Finished, lines, processes_of
 
 DEADLINE_S = 60.0
 PARCAE = [sys.executable, "-P", "-m", "parcae_cli.main"]
@@ -83,3 +85,31 @@ def test_a_killed_launcher_is_swept_up_by_down(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     assert journal.job("cut").state.ended
     journal.close()
+
+
+def test_a_launcher_that_was_stopped_blames_nobody(undisturbed: Finished, tmp_path: Path) -> None:
+    """As when a laptop sleeps: longer than a heartbeat, in mid-step; nodes hold, and the job goes on."""
+    command = [sys.executable, "-m", "tests.end_to_end.killed_launcher", str(tmp_path), "never", "0"]
+    launch = subprocess.Popen([*command, json.dumps({"nodes": 4, "steps": STEPS})])
+    job = tmp_path / "jobs" / "cut"
+    try:
+        deadline_s = time.monotonic() + DEADLINE_S
+        while not (job / "metrics.jsonl").exists() or len(lines(job / "metrics.jsonl")) < 10:
+            assert time.monotonic() < deadline_s and launch.poll() is None
+            time.sleep(0.01)
+        os.kill(launch.pid, signal.SIGSTOP)
+        time.sleep(LinkTimes().grace_s + 1.5)
+        os.kill(launch.pid, signal.SIGCONT)
+        assert launch.wait(DEADLINE_S) == 0
+    finally:
+        launch.kill()
+        launch.wait(DEADLINE_S)
+    events = lines(job / "events.jsonl")
+    assert [row["loss"] for row in lines(job / "metrics.jsonl")] == undisturbed.losses
+    assert any("was not running" in event["text"] for event in events)
+    assert not [event for event in events if event["kind"] in ("lost", "failed", "rollback")]
+    journal = Journal(tmp_path)
+    result = journal.job("cut").result
+    journal.close()
+    assert result is not None and result["weights_sha256"] == undisturbed.result.weights_sha256
+    assert processes_of(tmp_path) == []

@@ -339,8 +339,9 @@ class Coordinator:
     def _make_up(self) -> None:
         """Whoever was not heard because this process did not run is not late."""
         if gap_s := self._turns.gap_s(self._now_s()):
-            self._course.postpone(gap_s)
-            self._roster.postpone(gap_s)
+            for patient in (self._course, self._roster, self._gate, self._resumption):
+                if patient is not None:
+                    patient.postpone(gap_s)
             self._recorder.event("trouble", f"the launcher was not running for {gap_s:.1f} s")
 
     def _check_deadline(self) -> None:

@@ -88,6 +88,11 @@ class StartGate:
         self._open = self._open or not booting or now_s >= self._open_at_s
         return not self._open
 
+    def postpone(self, gap_s: float) -> None:
+        """For so long nobody could have been heard."""
+        if self._open_at_s is not None:
+            self._open_at_s += gap_s
+
 
 def give_up_on(error: CloudError, roster: Roster, fewest_nodes: int | None) -> None:
     """Raise what no waiting can mend, unless there are enough nodes to start, or some are on their way."""

@@ -68,6 +68,11 @@ class Resumption:
         """Whether every layer has a holder."""
         return len(frozenset().union(*self.holds(alive).values())) == self.layers
 
+    def postpone(self, gap_s: float) -> None:
+        """For so long nobody could have been heard."""
+        if self._since_s is not None:
+            self._since_s += gap_s
+
     def waits(self, alive: Collection[str], booting: bool, now_s: float) -> bool:
         """Whether state is missing that a node which has not answered yet may hold."""
         self._since_s = now_s if self._since_s is None else self._since_s
