@@ -69,6 +69,7 @@ class GcpMachines:
         self.zygote: Path | None = None  # None: workers run from the sources that were pushed to the node
         self.nodes: dict[str, LocalNode] = {}
         self.anchors: list[str] = []  # those that may act as a service account
+        self.break_bootstrap = False
         self._switches: dict[str, int] = {}  # the process group that a startup script has left running
         self.metadata: dict[str, GceMetadata] = {}
         compute.on_launch, compute.on_end = self._launch, self._end
@@ -94,6 +95,8 @@ class GcpMachines:
             environment |= {key: os.environ[key] for key in (ENDPOINT, "GOOGLE_CLOUD_PROJECT")}
             metadata.set("instance/service-accounts/default/token", '{"access_token": "a-token"}')
         text = items["startup-script"].replace("shutdown -h now", "true").replace("nohup setsid", "nohup")
+        if self.break_bootstrap:
+            text = text.replace('touch "$STATE/ready"', "echo the disk is on fire; false")
         script = subprocess.Popen(
             ["/bin/sh", "-c", text],
             cwd=folder,
@@ -101,7 +104,7 @@ class GcpMachines:
             start_new_session=True,
         )
         self._switches[name] = script.pid
-        assert script.wait(_SCRIPT_TIMEOUT_S) == 0, (folder / "state/log").read_text()
+        assert script.wait(_SCRIPT_TIMEOUT_S) == int(self.break_bootstrap), (folder / "state/log").read_text()
         pool = Pool("zone", "machine", 1, 0.0, 0.0)
         node = LocalNode(
             Instance(shown["id"], name, "", "", pool, InstanceState.RUNNING, time.time()),

@@ -121,3 +121,32 @@ def test_down_is_exit_5_while_the_api_cannot_be_seen(compute: FakeCompute, parca
     fault.times = 0
     code, said = parcae.run("down", "job")
     assert (code, compute.live()) == (0, []), said
+
+
+def test_a_failed_bootstrap_is_shown_with_its_log(
+    compute: FakeCompute, machines: GcpMachines, parcae: Command
+) -> None:
+    """The machine is given back at once, and the log's last lines are in the events."""
+    machines.break_bootstrap = True
+    job = parcae.launch()
+    until(lambda: any("the disk is on fire" in event["text"] for event in events(parcae.home)))
+    job.send_signal(signal.SIGINT)
+    job.communicate(timeout=30)
+    assert (job.returncode, compute.live()) == (130, [])
+
+
+def test_a_jobs_limits_hold_and_its_capacity_can_be_replayed(compute: FakeCompute, parcae: Command) -> None:
+    """A dry run makes nothing; the fleet that is affordable is rented, time ends it, and it is a trace."""
+    options = ("--cloud", "gcp", "--yes", "--fleet", str(parcae.fleet), "--nodes", "3")
+    limits = ("--max-price-per-hour", "0.7", "--max-hours", "0.0025", "--budget", "1")
+    code, said = parcae.run("launch", "gpt-tiny", *options, *limits, "--dry-run", "--json")
+    plan = json.loads(said)["plan"]
+    assert (code, plan["nodes"], plan["expected"]["usd_per_hour"]) == (0, 2, pytest.approx(0.6))
+    assert "regionInstances.bulkInsert" not in compute.calls
+    code, said = parcae.run("launch", "gpt-tiny", *options, *limits, "--steps", "100000", "--name", "job")
+    assert code == 1, said
+    assert "--max-hours" in said
+    assert (len(compute.made), compute.live()) == (2, [])
+    code, said = parcae.run("trace", "record", "job", "seen.csv")
+    assert code == 0, said
+    assert (parcae.home / "seen.csv").read_text().count("add") == 2
