@@ -6,6 +6,7 @@ running, 130 interrupted.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -84,6 +85,8 @@ def describe(error: BaseException) -> tuple[int, str]:
             return code, str(error)
     if isinstance(error, OSError) and error.filename is not None:
         return FAILED, f"{os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return FAILED, f"{error.strerror}: free some, or write to another disk"
     if "sqlite3" in sys.modules and isinstance(error, sys.modules["sqlite3"].Error):
         return FAILED, f"journal.db: {error}. Is the disk full, or the folder of PARCAE_HOME read-only?"
     return FAILED, _bug(error)

@@ -136,7 +136,11 @@ def check_forecaster(name: str | None) -> None:
 
 
 def check_trace(trace: str | None) -> Path | None:
-    """The trace's path, if it is a file of text; what it says is checked when it is read."""
+    """The trace's path, if it is a good one.
+
+    Raises:
+        UsageError, InputError: it cannot be read, or is no trace.
+    """
     if trace is None:
         return None
     path = Path(trace).expanduser()
@@ -150,6 +154,9 @@ def check_trace(trace: str | None) -> Path | None:
         raise UsageError(f"--trace {trace}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"--trace {trace}: is not a text file", "Formats: parcae trace --help") from None
+    from parcae_cli.replay_inputs import read_trace
+
+    read_trace(path)
     return path.resolve()
 
 
@@ -157,6 +164,8 @@ def place_of(option: str, named: str | None, must_exist: bool = False) -> str | 
     """The folder or the object store's URL that an option names, if it names one that can be."""
     if named is None:
         return None
+    if not named:
+        raise UsageError(f"{option}: is empty", "Give a folder or a URL")
     if "://" in named:
         from runtime.control.backup.checkpoint_target import target_of
 

@@ -65,7 +65,7 @@ def _print_events(console: Console, path: Path, offset: int) -> int:
         with path.open("rb") as file:
             file.seek(offset)
             new = file.read()
-    except FileNotFoundError:
+    except OSError:  # not there yet, or the home cannot be used: whoever writes it says so
         return offset
     whole = new[: new.rfind(b"\n") + 1]
     for line in whole.splitlines():

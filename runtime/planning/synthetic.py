@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from runtime.planning.errors import InputError
@@ -93,6 +94,9 @@ def _off(trace: Trace, figures: TraceFigures) -> float:
 
 def _check(figures: TraceFigures) -> None:
     most, mean = figures.max_available, figures.mean_available
+    if not all(map(math.isfinite, (figures.hours, mean, figures.losses_per_hour, figures.gains,
+                                   figures.mean_cluster, figures.lattice_s))):  # fmt: skip
+        raise InputError("all figures must be finite numbers")
     if not 0 < mean <= most:
         raise InputError(f"a mean of {mean:g} instances must be above 0 and at most the most at once, {most}")
     if mean == most and figures.losses_per_hour:

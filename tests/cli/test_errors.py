@@ -273,3 +273,34 @@ def test_ctrl_c_while_a_command_works_is_130(home: Path) -> None:
     )
     assert signal.SIGINT == 2
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "parcae: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("trace", "synth", "-", "--hours", "inf"), 2, "finite"),
+        (("trace", "synth", "/dev/full", "--force"), 1, "No space left on device"),
+        (("trace", "synth", ".", "--force"), 2, "is a folder"),
+        (("launch", "gpt-tiny", "--checkpoint", "", "--dry-run"), 2, "--checkpoint: is empty"),
+        (("launch", "gpt-tiny", "--nodes", 1, "--dry-run"), 2, "give --nodes 2"),
+    ],
+)
+def test_what_a_newcomer_may_well_try_is_one_line(
+    words: tuple[object, ...], code: int, said: str, parcae: Run
+) -> None:
+    """Numbers that are none, a full disk, folders for files, empty names, too few nodes in a dry run."""
+    done = parcae(*words)
+    assert done.code == code and is_one_line(done, said)
+
+
+def test_a_wrong_trace_is_refused_by_a_dry_run(parcae: Run) -> None:
+    """As it would be by the launch itself."""
+    Path("empty.csv").touch()
+    done = parcae("launch", "gpt-tiny", "--trace", "empty.csv", "--dry-run")
+    assert done.code == 2 and is_one_line(done, "empty.csv", "trace is empty")
+
+
+def test_a_home_that_is_a_file_is_one_line(parcae_process: Callable[..., Done]) -> None:
+    """Nothing of the launch's own threads is printed beside it."""
+    done = parcae_process("launch", "gpt-tiny", "--steps", 1, PARCAE_HOME="/dev/null")
+    assert done.code == 1 and is_one_line(done, "PARCAE_HOME")
