@@ -149,8 +149,10 @@ class AheadCopy:
                 scratch = torch.empty(max(self._shadows[layer].layer.size for layer in layers))
                 at = {layer: self._copy(sock, layer) for layer in layers}
                 while True:
-                    for layer in layers:
-                        at[layer] = self._follow(sock, layer, at[layer], scratch)
+                    # Whoever is farthest behind: another would wait for a commit, which may not come before
+                    # this one is where a switch needs it.
+                    layer = min(layers, key=lambda index: at[index])
+                    at[layer] = self._follow(sock, layer, at[layer], scratch)
         except OSError:
             with self._changed:
                 self._given_up.update(layers)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
+import torch
+from torch import nn
 
-from runtime.control import messages
-from runtime.engine.transfer import split_streams
+from runtime.control import messages, wire
+from runtime.engine.ahead import AheadCopy
+from runtime.engine.state import LayerState
+from runtime.engine.transfer import StateServer, split_streams
 from tests.engine.conftest import STEPS
 from tests.engine.driver import Crew
 
@@ -106,6 +111,39 @@ def test_a_source_that_stands_still_is_left_alone(crew: Crew) -> None:
         assert crew.workers["c"].expect(messages.Aborted).holds == []
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+def test_a_layer_that_waits_for_a_commit_holds_up_none_that_is_behind() -> None:
+    """Two steps are committed between the copies of two layers: at the switch both stand before its step."""
+    cpu, token = torch.device("cpu"), b"\0" * wire.TOKEN_BYTES
+    state = [memoryview(bytearray(3 * 4 * 5)) for _ in range(2)]
+    layers = {index: lambda index=index: state[index] for index in range(2)}
+    server = StateServer("127.0.0.1", lambda name: None)
+    server.publish(4, layers)
+    commits = iter((5, 6))
+
+    def commit_twice(name: str) -> None:
+        for step in commits:
+            server.keep(0, step - 1, torch.zeros(5))
+            server.publish(step, layers)
+
+    def new_layer(index: int) -> LayerState:
+        return LayerState(index, nn.Linear(5, 1, bias=False, device="meta"), True, cpu)
+
+    copies = dict.fromkeys(range(2), server.address)
+    replayed: list[int] = []
+    copy = AheadCopy(
+        1,
+        copies,
+        token,
+        new_layer,
+        lambda layer, step, gradient: replayed.append(step),
+        commit_twice,
+        lambda moved_bytes, seconds: None,
+    )
+    began_s = time.monotonic()
+    assert copy.take(6).keys() == {0, 1}
+    assert replayed == [4, 5] and time.monotonic() - began_s < 10
 
 
 def test_layers_are_dealt_out_to_streams_evenly() -> None:
