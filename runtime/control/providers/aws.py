@@ -104,8 +104,12 @@ def plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any]:
     told: dict[str, Any] = {}
     if request.anchor == "cloud":
         rented = anchor_plan(Api(home.region), settings, request, spec, home, Path())
-        told, arguments = anchor_told(rented, settings, Owner(request.name, "LAUNCH"), home)
-        sent.insert(3, ("run_instances", arguments))
+        told, arguments = anchor_told(
+            Api(home.region), rented, settings, Owner(request.name, "ANCHOR-LAUNCH"), home
+        )
+        # Key pair and group are made for the anchor; all that is for nodes comes from the launcher on it.
+        place = [call for call, _ in sent].index("create_launch_template")
+        sent.insert(place, ("run_instances", arguments))
         add_anchor(expected["expected"], rented)
     return {
         **told,
@@ -152,8 +156,10 @@ def _sent(
     """The calls that make or rent something, in order. What is only known at a launch is in capitals."""
     owner, group, choice = Owner(request.name, "LAUNCH"), "GROUP", decision.choice
     user_data = bootstrap.user_data(settings, bootstrap.HostKey("(made at launch)", "(made at launch)"))
+    own = f"jobs/{request.name}/anchor/" if request.anchor == "cloud" else ""
+    public = f"(the public half of PARCAE_HOME/{own}aws/ssh_key)"
     made: list[tuple[str, Request]] = [
-        ("import_key_pair", key_pair_request("parcae-KEY", "(the public half of PARCAE_HOME/aws/ssh_key)")),
+        ("import_key_pair", key_pair_request("parcae-KEY", public)),
         ("create_security_group", group_request(home.vpc)),
         *(("authorize_security_group_ingress", rule) for rule in group_rules_requests(group, settings)),
         *(("authorize_security_group_egress", rule) for rule in group_egress_requests(group, settings)),

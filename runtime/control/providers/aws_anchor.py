@@ -12,7 +12,7 @@ from cloud.aws.api import Api
 from cloud.aws.launch_record import LaunchRecord, RegionPools
 from cloud.aws.requests import Owner, Request, anchor_request
 from cloud.aws.settings import AwsSettings
-from cloud.aws.shared import client_key
+from cloud.aws.shared import client_key, image_id
 from runtime.control.job.job import LaunchRequest
 from runtime.control.providers.rented import anchor_kind
 from runtime.planning.errors import InputError
@@ -38,7 +38,8 @@ def anchor_plan(
     own, files = folder / "anchor", {}
     if folder != Path():
         nodes = folder / "aws"
-        LaunchRecord.at(nodes, request.name, api.region)
+        # Whoever sweeps from here, when the anchor is silent, must know of rule and queue, too.
+        LaunchRecord.at(nodes, request.name, api.region, settings.notices == "eventbridge")
         private, _, _ = client_key(own)
         record = (nodes / "launch.json").read_text()
         files = {f"jobs/{request.name}/aws/launch.json": record, "aws/ssh_key": private}
@@ -57,16 +58,21 @@ def anchor_plan(
 
 
 def anchor_told(
-    rented: AnchorPlan, settings: AwsSettings, owner: Owner, home: RegionPools
+    api: Api, rented: AnchorPlan, settings: AwsSettings, owner: Owner, home: RegionPools
 ) -> tuple[dict[str, Any], Request]:
-    """What a dry run says of it, and the request that would be sent."""
+    """What a dry run says of it, and the request that would be sent.
+
+    Raises:
+        CloudError: nobody knows the anchor's image.
+    """
+    own = anchor_settings(settings)
     told = bootstrap.user_data(
-        anchor_settings(settings),
+        own,
         bootstrap.HostKey("(made at launch)", "(made at launch)"),
         settings.times.anchor_longest_s,
     )
     arguments = anchor_request(
-        owner, settings.anchor_profile, rented.kind, settings.anchor_image or "(that of its parameter)",
-        "parcae-KEY", "GROUP", home.plans[0].subnet, told, "TOKEN",
+        owner, settings.anchor_profile, rented.kind, image_id(api, own),
+        "parcae-KEY", "GROUP", home.plans[0].subnet, told, f"{owner.launch}-0",
     )  # fmt: skip
     return {"anchor": rented.told()}, arguments
