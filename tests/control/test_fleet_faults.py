@@ -18,8 +18,11 @@ from cloud.processes import is_alive, start_ticks
 from runtime.control.fleet.fleet import LinkTimes, WorkerJoined, WorkerLost, WorkerMessage
 from tests.control.fleets import PROJECT, local_fleet, recorded, wait_for
 
-# Every fault that closes a connection is to be told at once. On a busy machine "at once" may take this long.
-AT_ONCE_S = 0.25
+# Every fault that closes a connection is to be told at once, on however busy a machine; in any case sooner
+# than silence would be noticed.
+AT_ONCE_S = LinkTimes().mute_s * 0.8
+# How long a fault may take to be found by silence and an end to come, on a busy machine.
+FOUND_S = 10.0
 IMPATIENT = LinkTimes(grace_s=1.0, mute_s=1.0, beat_s=0.2)
 
 
@@ -77,9 +80,9 @@ def test_a_worker_given_up_by_the_coordinator_is_killed_and_replaced(tmp_path: P
             fleet.fleet.kill_worker("node1")
             fleet.fleet.kill_worker("node1")
             fleet.fleet.kill_worker("nobody")
-            await fleet.until(WorkerLost, "node1", 0.1)
+            await fleet.until(WorkerLost, "node1", AT_ONCE_S)
             await fleet.until(WorkerJoined, "node1")
-            await gone_within(first, 1.0)
+            await gone_within(first, FOUND_S)
             assert sum(isinstance(event, WorkerLost) for event in fleet.seen) == 1
 
     asyncio.run(scene())
@@ -95,9 +98,9 @@ def test_a_stopped_worker_is_found_by_its_agent(tmp_path: Path) -> None:
             started_s = time.monotonic()
             os.kill(first, signal.SIGSTOP)
             assert "not answered" in (await fleet.until(WorkerLost, "node1")).why
-            assert 0.5 < time.monotonic() - started_s < 2.0
+            assert 0.5 < time.monotonic() - started_s < FOUND_S
             await fleet.until(WorkerJoined, "node1")
-            await gone_within(first, 1.0)
+            await gone_within(first, FOUND_S)
 
     asyncio.run(scene())
 
@@ -113,7 +116,7 @@ def test_a_killed_agent_takes_its_worker_along(tmp_path: Path) -> None:
             os.kill(agent, signal.SIGKILL)
             await fleet.until(WorkerLost, "node1")
             assert time.monotonic() - started_s < AT_ONCE_S
-            await gone_within(first, 2.5)
+            await gone_within(first, FOUND_S)
             await fleet.until(WorkerJoined, "node1")
             assert fleet.agent_pid("node1") != agent
             await fleet.echo("node1", "anew")
@@ -134,7 +137,7 @@ def test_a_worker_that_hangs_leaves_when_its_agent_dies(tmp_path: Path) -> None:
             await fleet.until(WorkerMessage, "node1")
             os.kill(fleet.agent_pid("node1"), signal.SIGKILL)
             await fleet.until(WorkerJoined, "node1")
-            await gone_within(first, 2.5)
+            await gone_within(first, FOUND_S)
 
     asyncio.run(scene())
 
@@ -152,10 +155,10 @@ def test_a_stopped_agent_is_fenced(tmp_path: Path, whom: str) -> None:
             if whom == "both":
                 os.kill(first, signal.SIGSTOP)
             assert "silent" in (await fleet.until(WorkerLost, "node1")).why
-            assert 0.5 < time.monotonic() - started_s < 2.0
+            assert 0.5 < time.monotonic() - started_s < FOUND_S
             await fleet.until(WorkerJoined, "node1")
-            await gone_within(agent, 0.5)
-            await gone_within(first, 2.5)
+            await gone_within(agent, FOUND_S)
+            await gone_within(first, FOUND_S)
             await fleet.echo("node1", "anew")
 
     asyncio.run(scene())
@@ -171,7 +174,7 @@ def test_an_agent_stopped_and_cut_off_is_fenced(tmp_path: Path) -> None:
             os.kill(fleet.agent_pid("node1"), signal.SIGSTOP)
             fleet.provider.node("node1").cut()
             await fleet.until(WorkerLost, "node1")
-            assert time.monotonic() - started_s < 2.0
+            assert time.monotonic() - started_s < FOUND_S
             await fleet.until(WorkerJoined, "node1")
             await fleet.echo("node1", "anew")
 
@@ -190,7 +193,7 @@ def test_a_killed_node_is_told_at_once(tmp_path: Path) -> None:
             await fleet.until(WorkerLost, "node1")
             assert time.monotonic() - started_s < AT_ONCE_S
             for record in records:
-                await gone_within(record.pid, 1.0)
+                await gone_within(record.pid, FOUND_S)
             assert (await fleet.until(WorkerJoined)).node == "node3"
             assert sum(isinstance(event, WorkerLost) for event in fleet.seen) == 1
 
@@ -245,7 +248,7 @@ def test_a_node_out_of_reach_too_long_is_given_up_and_its_worker_fenced(tmp_path
             assert "out of reach" in (await lost).why
             await fleet.until(WorkerJoined, "node1")
             assert fleet.pids["node1"] != first
-            await gone_within(first, 1.0)
+            await gone_within(first, FOUND_S)
 
     asyncio.run(scene())
 
@@ -281,7 +284,7 @@ def test_everything_ends_by_itself_when_the_launcher_is_killed(tmp_path: Path) -
     assert sorted(record.role for record in records) == ["agent", "agent", "worker", "worker", "zygote"]
     launcher.kill()
     launcher.wait()
-    wait_for(lambda: not any(map(is_alive, records)), 5.0, "the end of everything")
+    wait_for(lambda: not any(map(is_alive, records)), FOUND_S, "the end of everything")
 
 
 def test_a_sweep_ends_what_a_killed_launcher_left(tmp_path: Path) -> None:

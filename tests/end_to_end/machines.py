@@ -9,7 +9,6 @@ import functools
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from cloud.local.node import LocalNode, node_environment
 from cloud.processes import wait_until_gone
 from cloud.types import Instance, InstanceState, Pool
 from tests.cloud.aws.front import ENVIRONMENT, Front
+from tests.end_to_end.sshd import free_port
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -73,8 +73,7 @@ class Machines:
         self.anchors: list[str] = []  # those that have an instance profile
         self.shut_down = root / "shut-down"
         self._count = 0
-        with socket.create_server(("127.77.0.1", 0)) as probe:
-            self.ssh_port = int(probe.getsockname()[1])
+        self.ssh_port = free_port("127.77.0.1")
         self.break_bootstrap = False
         front.on_launch, front.on_end = self._launch, self._end
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import random
 import shutil
 import signal
 import socket
@@ -43,11 +44,16 @@ def find_sshd() -> str:
     return found
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port of an address of this machine that nobody listens on now.
+
+    It is none of those that the kernel gives to outgoing connections (from 32768 on): one of those could take
+    it before its server does, or while that is down.
+    """
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((host, random.randrange(10_000, 32_000)))
+            return int(probe.getsockname()[1])
 
 
 @dataclass

@@ -206,6 +206,7 @@ def test_who_does_not_go_away_is_named(compute: FakeCompute, tmp_path: Path) -> 
         provider = provider_at(tmp_path)
         (instance,) = (await provider.request(1, TOKEN)).instances
         compute.faults.append(Fault("instances.delete", "backendError", 503, times=99))
+        provider._settings = settings(times={"close_s": 0.1, "operation_s": 5})
         with pytest.raises(MaybeStillRunningError, match=instance.name):
             await provider.close()
 
