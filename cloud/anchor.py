@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cloud.private_file import write_private
-from cloud.settings import AnchorType, FleetSettings
+from cloud.provider import CloudError
+from cloud.settings import AnchorType, FleetSettings, RentedTimes
 from cloud.types import SshTarget
 
+Row = TypeVar("Row")
+
 _FILE = "anchor.json"
+_POLL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,23 @@ class AnchorPlan:
             "memory_bytes": self.memory_bytes,
             "needed_bytes": self.needed_bytes,
         }
+
+
+def wait_for_address(
+    look: Callable[[], Row | None], name: str, times: RentedTimes, pause: Callable[[float], None]
+) -> Row:
+    """What `look` finds of the anchor once it has an address. Blocks.
+
+    Raises:
+        CloudError: it has none in time, or what `look` raises.
+    """
+    deadline_s = time.monotonic() + times.boot_s
+    while True:
+        if (found := look()) is not None:
+            return found
+        if time.monotonic() > deadline_s:
+            raise CloudError(f"{name} has no address after {times.boot_s:.0f} s")
+        pause(min(_POLL_S, times.describe_s))
 
 
 def anchor_type(settings: FleetSettings, needed_bytes: float) -> tuple[str, AnchorType]:

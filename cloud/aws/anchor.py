@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from cloud.anchor import AnchorRecord, BootFiles
+from cloud.anchor import AnchorRecord, BootFiles, wait_for_address
 from cloud.aws import bootstrap
 from cloud.aws.api import Api, ApiError
 from cloud.aws.errors import Verdict
@@ -23,8 +23,6 @@ from cloud.ended import has_ended, mark_begun
 from cloud.private_file import write_private
 from cloud.provider import CloudError, NoCapacityError
 from cloud.types import InstanceState, SshTarget
-
-_POLL_S = 1.0
 
 
 def anchor_settings(settings: AwsSettings) -> AwsSettings:
@@ -86,26 +84,25 @@ def rent_anchor(
             whys.append(f"{zone}: {error.code}")
     if not name:
         raise NoCapacityError(f"aws: no zone has an {kind} for the anchor ({'; '.join(whys)})")
-    deadline_s = time.monotonic() + settings.times.boot_s
-    while True:
-        for row in launch_rows(api, record.owner):
-            one = seen(row)
-            if row["InstanceId"] == name and one.ended:
-                raise CloudError(f"aws: the anchor {name} ended before it had booted")
-            if row["InstanceId"] == name and one.instance.state is InstanceState.RUNNING and one.public_ip:
-                host_key = record.host_key.public
-                made = AnchorRecord(
-                    name, kind, zone, usd_per_hour, one.instance.launched_s,
-                    SshTarget(one.public_ip, settings.ssh_port, settings.user, private, host_key),
-                    own.python,
-                    BootFiles(bootstrap.READY, bootstrap.FAILED, bootstrap.LOG),
-                    f'"$HOME"/{bootstrap.LEASE}',
-                )  # fmt: skip
-                made.write(folder)
-                return made
-        if time.monotonic() > deadline_s:
-            raise CloudError(f"aws: the anchor {name} has no address after {settings.times.boot_s:.0f} s")
-        pause(min(_POLL_S, settings.times.describe_s))
+
+    def look() -> AnchorRecord | None:
+        rows = {row["InstanceId"]: seen(row) for row in launch_rows(api, record.owner)}
+        one = rows.get(name)
+        if one is not None and one.ended:
+            raise CloudError(f"aws: the anchor {name} ended before it had booted")
+        if one is None or one.instance.state is not InstanceState.RUNNING or not one.public_ip:
+            return None
+        return AnchorRecord(
+            name, kind, zone, usd_per_hour, one.instance.launched_s,
+            SshTarget(one.public_ip, settings.ssh_port, settings.user, private, record.host_key.public),
+            own.python,
+            BootFiles(bootstrap.READY, bootstrap.FAILED, bootstrap.LOG),
+            f'"$HOME"/{bootstrap.LEASE}',
+        )  # fmt: skip
+
+    made = wait_for_address(look, f"aws: the anchor {name}", settings.times, pause)
+    made.write(folder)
+    return made
 
 
 def anchor_lives(folder: Path) -> bool:

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cloud.anchor import AnchorRecord, BootFiles
+from cloud.anchor import AnchorRecord, BootFiles, wait_for_address
 from cloud.ended import has_ended, mark_begun, mark_ended
 from cloud.gcp.api import Api
 from cloud.gcp.bootstrap import LEASE, STATE, startup_script
@@ -21,7 +21,6 @@ from cloud.gcp.sweep import end_launch, instances_of
 from cloud.provider import CloudError, NoCapacityError
 from cloud.types import SshTarget
 
-_POLL_S = 1.0
 _OVER = ("STOPPING", "STOPPED", "TERMINATED", "SUSPENDING", "SUSPENDED", "DEPROVISIONING")
 
 
@@ -115,16 +114,13 @@ def _insert(api: Api, settings: GcpSettings, record: LaunchRecord, kind: str, zo
 def _with_address(
     api: Api, settings: GcpSettings, record: LaunchRecord, pause: Callable[[float], None]
 ) -> Any:
-    deadline_s = time.monotonic() + settings.times.boot_s
-    while True:
+    def look() -> Any | None:
         rows = instances_of(api, record.owner)
         if rows and rows[0].status in _OVER:
             raise CloudError(f"gcp: the anchor {rows[0].name} ended before it had booted")
-        if rows and rows[0].status == "RUNNING" and rows[0].network_interfaces:
-            return rows[0]
-        if time.monotonic() > deadline_s:
-            raise CloudError(f"gcp: the anchor has no address after {settings.times.boot_s:.0f} s")
-        pause(min(_POLL_S, settings.times.describe_s))
+        return rows[0] if rows and rows[0].status == "RUNNING" and rows[0].network_interfaces else None
+
+    return wait_for_address(look, "gcp: the anchor", settings.times, pause)
 
 
 def anchor_lives(folder: Path) -> bool:

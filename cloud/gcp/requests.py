@@ -70,13 +70,7 @@ def bulk_insert_request(
     """
     types = list(dict.fromkeys(pool.instance_type for pool in pools))
     zones = sorted({pool.zone for pool in pools})
-    scheduling: dict[str, Any] = {
-        "provisioning_model": "SPOT",
-        "instance_termination_action": "DELETE",
-        "on_host_maintenance": "TERMINATE",
-        "automatic_restart": False,
-        "max_run_duration": {"seconds": int(settings.times.longest_run_s)},
-    }
+    scheduling = _scheduling("SPOT", "TERMINATE", settings.times.longest_run_s)
     if settings.notice_s != 30:
         scheduling["preemption_notice_duration"] = {"seconds": settings.notice_s}
     labels = owner.labels(token)
@@ -121,13 +115,7 @@ def anchor_request(
     It moves away from maintenance by itself, is deleted after `anchor_longest_s`, and is not started again
     when its host has died: the launcher's memory would be gone all the same.
     """
-    scheduling: dict[str, Any] = {
-        "provisioning_model": "STANDARD",
-        "instance_termination_action": "DELETE",
-        "on_host_maintenance": "MIGRATE",
-        "automatic_restart": False,
-        "max_run_duration": {"seconds": int(settings.times.anchor_longest_s)},
-    }
+    scheduling = _scheduling("STANDARD", "MIGRATE", settings.times.anchor_longest_s)
     labels = {**owner.labels(token), ROLE_LABEL: "anchor"}
     properties = _properties(settings, labels, scheduling, ANCHOR_DISK_GB, public_key, startup_script)
     properties["machine_type"] = kind
@@ -140,6 +128,17 @@ def anchor_request(
         "location_policy": _in_one_of([zone]),
     }
     return _bulk_insert(project, region, request_id(token, number), resource)
+
+
+def _scheduling(model: str, maintenance: str, longest_run_s: float) -> dict[str, Any]:
+    """How an instance runs, and ends: deleted with its disk, and never started again."""
+    return {
+        "provisioning_model": model,
+        "instance_termination_action": "DELETE",
+        "on_host_maintenance": maintenance,
+        "automatic_restart": False,
+        "max_run_duration": {"seconds": int(longest_run_s)},
+    }
 
 
 def _properties(

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from parcae_cli.errors import UsageError
+from parcae_cli.new_file import check_new_file
 
 # What there is, by kind: the file's default name, and the command that takes it.
 KINDS = {
@@ -47,12 +48,7 @@ def init(
     if str(path) == "-":
         sys.stdout.write(text)
         return
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder", "Give a file")
-    if path.exists() and not force:
-        raise UsageError(f"{path}: is there already", "Choose another name, or add --force")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}", "Make it first")
+    check_new_file(path, force)
     path.write_text(text, encoding="utf-8")
     then = command.format(shlex.quote(str(path)))
     print(f"{path} is written.  Edit it, then: {then} --dry-run", file=sys.stderr)

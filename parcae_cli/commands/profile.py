@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from parcae_cli.errors import FailedError, UsageError
+from parcae_cli.new_file import check_new_file
 
 
 def profile(
@@ -47,11 +48,7 @@ def profile(
     if spec.gpt is None:
         raise UsageError(f"{model} can be replayed, not trained", "Models that can be: parcae models")
     out = Path(f"{spec.name}.profile.json") if out is None else out.expanduser()
-    if out.is_dir() or (out.exists() and not force):
-        hint = "Give a file with --out" if out.is_dir() else "Choose another with --out, or add --force"
-        raise UsageError(f"{out}: is {'a folder' if out.is_dir() else 'there already'}", hint)
-    if not out.parent.is_dir():
-        raise UsageError(f"--out {out}: there is no folder {out.parent}", "Make it first")
+    check_new_file(out, force, "--out")
     try:
         from runtime.engine.profiling import measure
     except ModuleNotFoundError as error:

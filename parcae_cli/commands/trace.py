@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from parcae_cli.errors import UsageError
+from parcae_cli.new_file import check_new_file
 
 app = typer.Typer(
     help="Look at availability traces, or make one.",
@@ -63,12 +64,7 @@ def synth(
     average = 0.75 * max_available if mean is None else mean
     if not 0 < average <= max_available:
         raise UsageError(f"--mean {average:g}: must be above 0 and at most --max {max_available}")
-    if str(out) != "-" and out.is_dir():
-        raise UsageError(f"{out}: is a folder", "Give a file")
-    if str(out) != "-" and out.exists() and not force:
-        raise UsageError(f"{out}: is there already", "Choose another name, or add --force")
-    if str(out) != "-" and not out.parent.is_dir():
-        raise UsageError(f"{out}: there is no folder {out.parent}", "Make it first")
+    check_new_file(out, force)
     figures = TraceFigures(hours, max_available, average, losses, gains, cluster, lattice)
     try:
         made = calibrated_trace(out.stem, seed, figures)
@@ -122,12 +118,7 @@ def record(
     if cloud is None and (hours is not None or pool):
         raise UsageError("--hours and --pool go with --cloud: a job is recorded whole")
     place = Path(job) if out is None else out
-    if str(place) != "-" and place.is_dir():
-        raise UsageError(f"{place}: is a folder", "Give a file")
-    if str(place) != "-" and place.exists() and not force:
-        raise UsageError(f"{place}: is there already", "Choose another name, or add --force")
-    if str(place) != "-" and not place.parent.is_dir():
-        raise UsageError(f"{place}: there is no folder {place.parent}", "Make it first")
+    check_new_file(place, force)
     from parcae_cli.recorded import trace_of_cloud, trace_of_job
 
     made = trace_of_job(job) if cloud is None else trace_of_cloud(cloud, hours or 24.0, pool or [])

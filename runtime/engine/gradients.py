@@ -32,22 +32,18 @@ def new_gradient(values: int, exact: bool, device: torch.device) -> torch.Tensor
     return torch.empty(values, dtype=dtype, device=device).zero_()
 
 
-def choose(memory: Sequence[torch.Tensor], values: int) -> torch.Tensor | None:
-    """The smallest piece that does for so many values, if there is one."""
+def take(memory: list[torch.Tensor], values: int) -> torch.Tensor | None:
+    """Take out the smallest piece that does for so many values, if there is one."""
     fitting = [piece for piece in memory if values <= piece.numel() <= max(1, values) * _MOST_SPARE]
-    return min(fitting, key=torch.numel, default=None)
+    piece = min(fitting, key=torch.numel, default=None)
+    memory[:] = [other for other in memory if other is not piece]
+    return piece
 
 
 def lacking(memory: Sequence[torch.Tensor], wanted: Iterable[int]) -> list[int]:
     """Of flat gradients of so many values each, those for which no piece of memory is left."""
-    left, found = list(memory), []
-    for values in wanted:
-        piece = choose(left, values)
-        if piece is None:
-            found.append(values)
-        else:
-            left = [other for other in left if other is not piece]
-    return found
+    left = list(memory)
+    return [values for values in wanted if take(left, values) is None]
 
 
 def bind_gradients(
@@ -58,12 +54,10 @@ def bind_gradients(
     It is taken out of `memory` where a piece of that fits. Nobody else may still write there: what an
     abandoned reduction works on is no such memory.
     """
-    values, memory = flat_values(layer.size for layer in layers), [] if memory is None else memory
-    piece = choose(memory, values)
+    values = flat_values(layer.size for layer in layers)
+    piece = None if memory is None else take(memory, values)
     if piece is None:
         piece = new_gradient(values, exact, layers[0].buffer.device)
-    else:
-        memory[:] = [other for other in memory if other is not piece]
     flat, start = piece[:values], 0
     for layer in layers:
         layer.bind(flat[start : start + layer.size])

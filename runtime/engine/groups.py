@@ -75,6 +75,14 @@ class StoreServer:
         )
 
 
+def gloo_group(store: Any, rank: int, size: int, host: str, timeout: timedelta) -> Any:
+    """A group of its own on a store; `host` is where this member listens. Blocks until all are there."""
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
+    options._timeout = timeout
+    return dist.ProcessGroupGloo(store, rank, size, options)
+
+
 class GlooGroups:
     """Groups over gloo."""
 
@@ -102,11 +110,7 @@ class GlooGroups:
         def group(name: str, rank: int, size: int) -> Any | None:
             if size == 1:
                 return None
-            options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-            options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
-            options._timeout = GROUP_TIMEOUT
-            prefixed = PrefixStore(f"{generation}/{name}", client)
-            return dist.ProcessGroupGloo(prefixed, rank, size, options)
+            return gloo_group(PrefixStore(f"{generation}/{name}", client), rank, size, host, GROUP_TIMEOUT)
 
         self._pipeline = group(f"pipeline{pipeline}", self._stage, stages)
         self._replicas = [group(f"stage{stage}", pipeline, pipelines) for stage in works or (self._stage,)]

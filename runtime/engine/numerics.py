@@ -18,10 +18,18 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from runtime.control.wire import AdamW
 from runtime.planning.errors import InputError
 from runtime.planning.training import TrainingSpec
 
 TRAINABLE = ("fp32", "bf16")
+
+
+def optimiser_of(training: TrainingSpec) -> AdamW:
+    """The optimiser's constants as a template has them."""
+    return AdamW(
+        training.learning_rate, training.weight_decay, training.beta1, training.beta2, training.epsilon
+    )
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from runtime.control.wire import AdamW
 from runtime.engine.generation import compute_device
 from runtime.engine.gradients import bind_gradients
+from runtime.engine.groups import gloo_group
 from runtime.engine.models import gpt
-from runtime.engine.numerics import Numerics, dropout_seed
+from runtime.engine.numerics import Numerics, dropout_seed, optimiser_of
 from runtime.engine.state import LayerState
 from runtime.planning.errors import InputError
 from runtime.planning.estimate import STATE_BYTES, UPDATE_BYTES, USABLE_MEMORY
@@ -223,10 +223,7 @@ class _Bench:
 
     def optimiser_s(self) -> list[float]:
         """Seconds a step that each layer takes outside its micro-batches: norm, scaling, update, zeroing."""
-        training = self._spec.training
-        constants = AdamW(
-            training.learning_rate, training.weight_decay, training.beta1, training.beta2, training.epsilon
-        )
+        constants = optimiser_of(self._spec.training)
         times: list[list[float]] = [[] for _ in self._layers]
         for step in range(WARM_UPS + self._repeats):
             for layer, seen in zip(self._layers, times, strict=True):
@@ -249,10 +246,7 @@ def measure_loopback(repeats: int) -> tuple[float, float]:
 
     def member(rank: int) -> None:
         try:
-            options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-            options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
-            options._timeout = _TIMEOUT
-            group: Any = dist.ProcessGroupGloo(store, rank, 2, options)
+            group = gloo_group(store, rank, 2, "127.0.0.1", _TIMEOUT)
             large, small = torch.zeros(_LINK_VALUES, dtype=torch.float64), torch.zeros(16)
             for _ in range(WARM_UPS + repeats):
                 reduce_s = _seconds(lambda: group.allreduce([large]).wait(_TIMEOUT))

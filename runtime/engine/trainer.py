@@ -15,7 +15,7 @@ from runtime.engine.data import Corpus
 from runtime.engine.generation import Generation, compute_device
 from runtime.engine.gradients import bind_gradients, flat_values, lacking, new_gradient
 from runtime.engine.models import gpt
-from runtime.engine.numerics import Numerics, dropout_seed
+from runtime.engine.numerics import Numerics, dropout_seed, optimiser_of
 from runtime.engine.schedule import PipelineStep
 from runtime.engine.shadow import exchange_gradients
 from runtime.engine.state import LayerState
@@ -33,24 +33,18 @@ class Trainer:
         assert model.gpt is not None, "only GPT models can be trained"
         self._shape = model.gpt
         self._training = model.training
+        self._params = [layer.params for layer in model.layers]
         self._seed, self._exact = seed, exact
         self._corpus = corpus
         self.samples = corpus.trained_samples(self._training.held_out)
         self._order = SampleOrder(self.samples, self._training.mini_batch, seed)
         self._point = point
         self._micro_batches = self._training.micro_batches
-        self._optimiser = AdamW(
-            self._training.learning_rate,
-            self._training.weight_decay,
-            self._training.beta1,
-            self._training.beta2,
-            self._training.epsilon,
-        )
+        self._optimiser = optimiser_of(self._training)
         self._device = compute_device()
         self._numerics = Numerics.of(self._training, self._device)
         self.step = 0
         self.layers: dict[int, LayerState] = {}
-        self._sizes: dict[int, int] = {}
 
     def warm_up(self) -> None:
         """Run one micro-batch through a throwaway embedding, block and head.
@@ -89,19 +83,13 @@ class Trainer:
 
         Empty where there is no room for both at once: then it is found at the switch.
         """
-        values = [flat_values(map(self._size_of, layers)) for layers in generation.own_stages.values()]
+        stages = generation.own_stages.values()
+        values = [flat_values(self._params[index] for index in layers) for layers in stages]
         memory = [] if running is None or running.waiter.abandoned else [*running.gradients.values()]
         try:
             return [new_gradient(n, self._exact, self._device) for n in lacking(memory, values)]
         except RuntimeError:
             return []
-
-    def _size_of(self, index: int) -> int:
-        """The number of values of a layer's parameters."""
-        if index not in self._sizes:
-            layer = gpt.build_layer(self._shape, index)
-            self._sizes[index] = sum(parameter.numel() for parameter in layer.parameters())
-        return self._sizes[index]
 
     def enter(
         self,

@@ -194,16 +194,13 @@ class Worker:
             superseded, old = list(self._prepared.values()), self._copy
             room = partial(trainer.make_room, running=running)
             self._prepared = {message.generation: Generation(message, self._host, prepared, room)}
-            self._copy = self._copy_ahead(message) if message.copies else None
+            self._copy = self._copy_ahead(message, trainer) if message.copies else None
         for generation in superseded:
             self._graveyard.bury(generation)
         if old is not None:
             old.stop()
 
-    def _copy_ahead(self, message: messages.Prepare) -> AheadCopy:
-        trainer = self._trainer
-        assert trainer is not None
-
+    def _copy_ahead(self, message: messages.Prepare, trainer: Trainer) -> AheadCopy:
         def copied(bytes_ahead: int, seconds: float) -> None:
             self._send(messages.Copied(message.generation, bytes_ahead, round(seconds, 5)))
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.engine.data import Corpus
-from runtime.engine.gradients import bind_gradients, choose, flat_values, lacking, new_gradient
+from runtime.engine.gradients import bind_gradients, flat_values, lacking, new_gradient, take
 from runtime.engine.trainer import Trainer
 from runtime.planning.model import parse_model
 from tests.engine.driver import TEMPLATES, tiny_template
@@ -59,10 +59,9 @@ def test_what_lacks_is_what_a_binding_has_to_make(have: list[int], want: list[in
     missing, left = lacking(pieces, want), list(pieces)
     served = 0
     for values in want:
-        piece = choose(left, values)
+        piece = take(left, values)
         if piece is not None:
             assert values <= piece.numel() <= 1.5 * values
-            left = [other for other in left if other is not piece]
             served += 1
     assert len(missing) == len(want) - served and len(left) == len(pieces) - served
 

@@ -44,7 +44,7 @@ class Rental:
         self._job, self._wanted, self._poll_s = job, wanted, poll_s
         self._instances, self._see, self._refresh, self._emit = instances, see, refresh, emit
         self._changed = asyncio.Event()
-        self._stopping, self._ended = False, asyncio.Event()
+        self._ended = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._told = ""
 
@@ -62,7 +62,6 @@ class Rental:
         A request under way is let finish, so that what it rents is known; a slow one is cut off: its token
         and the provider's own sweep find what came of it.
         """
-        self._stopping = True
         self._ended.set()
         self._changed.set()
         if self._task is not None:
@@ -71,7 +70,7 @@ class Rental:
 
     async def _rent(self) -> None:
         pause_s = self._poll_s
-        while not self._stopping:
+        while not self._ended.is_set():
             try:
                 await self._keep_wanted()
             except CloudError as error:
@@ -91,7 +90,7 @@ class Rental:
         refused = 0  # how many it refused when we asked last
         pause_s = _FIRST_PAUSE_S
         try:
-            while not self._stopping:
+            while not self._ended.is_set():
                 self._changed.clear()
                 await self._refresh()
                 missing = max(0, self._wanted - self._held())
