@@ -5,6 +5,7 @@ Each cloud adds its own fields; their names and kinds are the file's keys and wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Self, get_args, get_origin, get_type_hints
@@ -95,7 +96,7 @@ def _value(key: str, value: Any, kind: Any) -> Any:
         raise ValueError(f"{key}: must be a list of strings, not {value!r}")
     accepted = (int, float) if kind is float else (kind,)
     good = isinstance(value, accepted) and (kind is bool) == isinstance(value, bool)
-    if not good or (kind in (int, float) and value < 0):
+    if not good or (kind in (int, float) and not 0 <= value < math.inf):
         raise ValueError(f"{key}: must be of kind {kind.__name__}, not {value!r}")
     return value
 
@@ -108,7 +109,7 @@ def _row(where: str, table: Any, kind: Any, complete: bool) -> Any:
     for key, value in table.items():
         if key not in known:
             raise ValueError(f"{where}.{key}: no such key; there are {', '.join(sorted(known))}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ValueError(f"{where}.{key}: must be a number above 0, not {value!r}")
     if complete and (missing := known - set(table)):
         raise ValueError(f"{where}: {', '.join(sorted(missing))} missing")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -68,7 +70,22 @@ def load(name: str) -> Any:
         app.command(name)(getattr(module, name))
     loaded = typer.main.get_command(app)
     loaded.name = name
+    _refuse_endless(loaded)
     return loaded
+
+
+def _refuse_endless(made: Any) -> None:
+    """Have every option of a command, and of its sub-commands, refuse `inf` and `nan`, which are floats."""
+    for inner in getattr(made, "commands", {}).values():
+        _refuse_endless(inner)
+    for option in made.params:
+        option.callback = partial(_finite, option.callback)
+
+
+def _finite(then: Any, context: Any, option: Any, value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.", ctx=context, param=option)
+    return value if then is None else then(context, option, value)
 
 
 def command() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -59,6 +60,8 @@ def _checked(value: Any, kind: Any) -> Any:
         whole = float not in kinds
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
             raise ValueError(f"must be a {'whole ' if whole else ''}number, not {value!r}")
+        if not math.isfinite(value):
+            raise ValueError(f"must be a finite number, not {value!r}")
     elif not isinstance(value, str):
         raise ValueError(f"must be a text, not {value!r}")
     return value

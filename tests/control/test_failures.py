@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 
 from runtime.control.training.failures import MOST_FAILURES, Failure, Failures
+from runtime.control.training.giving_up import GivingUp
+from runtime.control.training.roster import Roster
 from runtime.control.training.training import TrainingError
+from tests.control.test_roster import HELLO
 
 MEMBERS = ("a", "b", "c")
 
@@ -111,3 +116,20 @@ def test_who_dies_at_every_attempt_is_unusable() -> None:
     with pytest.raises(TrainingError, match="c dies at step 6, b did so too: gone"):
         for _ in range(MOST_FAILURES):
             failures.die("c", "gone", 6)
+
+
+def test_a_worker_that_came_and_never_gets_ready_costs_its_instance() -> None:
+    """It is alive, so nothing else would end it: another instance is rented; as many in a row end the job."""
+    roster, fleet = Roster(), Mock()
+    giving_up = GivingUp(Mock(), roster, Mock(), fleet, Mock(), wanted=2, gpus=1)
+    for number, node in enumerate(("a", "b", "c")):
+        roster.join(node, HELLO)
+        giving_up.look(1000.0 * number, 10.0, 60.0)
+        giving_up.look(1000.0 * number + 59.0, 10.0, 60.0)
+        assert fleet.end.call_count == number
+        if node == "c":
+            with pytest.raises(TrainingError, match="3 nodes in a row did not get ready: c: .* for 60 s"):
+                giving_up.look(1000.0 * number + 60.0, 10.0, 60.0)
+            return
+        giving_up.look(1000.0 * number + 60.0, 10.0, 60.0)
+        assert fleet.end.call_args.args[0] == node

@@ -11,7 +11,6 @@ from runtime.planning.trace_formats import parse_trace
 POOL = Pool("a", "g5.xlarge", 1, 0.2, 0.5)
 
 
-
 def record(name: str, launched_s: float, ended_s: float | None = None) -> InstanceRecord:
     """An instance that came then, and went then or not at all."""
     state = InstanceState.RUNNING if ended_s is None else InstanceState.TERMINATED

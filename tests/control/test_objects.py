@@ -18,6 +18,7 @@ from cloud.provider import CloudError, CredentialsError
 from parcae_cli.catalogue import load_template
 from parcae_cli.errors import UsageError
 from parcae_cli.training_inputs import corpus_of
+from runtime.control.backup.checkpoint_target import target_of
 from runtime.control.data_set import DataFile, DataSet
 from runtime.control.fleet import ssh
 from runtime.control.job import objects
@@ -140,22 +141,47 @@ def test_google_links_are_signed_by_the_key_of_a_service_account(
     assert "X-Goog-Expires=43200" in url.query
 
 
+FEDERATED = {
+    "type": "external_account",
+    "audience": "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/q",
+    "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+    "token_url": "https://sts.googleapis.com/v1/token",
+    "credential_source": {"file": "/var/run/token"},
+}
+LOGIN = {"type": "authorized_user", "client_id": "i", "client_secret": "s", "refresh_token": "r"}
+ACT_AS = "https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/a@p.iam.gserviceaccount.com"
+IMPERSONATED = {
+    "type": "impersonated_service_account",
+    "service_account_impersonation_url": f"{ACT_AS}:generateAccessToken",
+    "delegates": [],
+    "source_credentials": LOGIN,
+}
+
+
 @pytest.mark.parametrize("named", [True, False])
-def test_a_users_own_credentials_sign_no_google_links(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+@pytest.mark.parametrize("who", [LOGIN, FEDERATED, IMPERSONATED], ids=lambda who: str(who["type"]))
+def test_only_a_service_account_signs_google_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool, who: dict[str, Any]
 ) -> None:
-    """Those of `gcloud auth application-default login`: said before anything is asked, with the way out."""
+    """What `gcloud auth application-default login` and its like write: said before anything is asked, with
+    the way out. A user's own are good for checkpoints; federated and impersonated ones for no store.
+    """
     path = tmp_path / ".config/gcloud/application_default_credentials.json"
     path.parent.mkdir(parents=True)
-    user = {"type": "authorized_user", "client_id": "i", "client_secret": "s", "refresh_token": "r"}
-    path.write_text(json.dumps(user))
+    path.write_text(json.dumps(who))
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     if named:
         monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
     monkeypatch.setattr(objects, "_matches", lambda url: [DataFile("x.bin", 4, url=url)])
-    with pytest.raises(CredentialsError, match=r"authorized_user.* cannot sign\. Set GOOGLE_APPL"):
+    with pytest.raises(CredentialsError, match=rf"{who['type']}.* cannot sign\. Set GOOGLE_APPL"):
         objects.objects_of(["gs://bucket/x.bin"])
     assert objects.objects_of(["s3://bucket/x.bin"])
+    if who is LOGIN:
+        assert target_of("gs://bucket/checkpoints").where == "gs://bucket/checkpoints"
+    else:
+        with pytest.raises(CredentialsError, match=rf"{path} \({who['type']}\) cannot be used"):
+            target_of("gs://bucket/checkpoints")
     monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "key.json"))
     assert objects.objects_of(["gs://bucket/x.bin"])
+    assert target_of("gs://bucket/checkpoints").where == "gs://bucket/checkpoints"

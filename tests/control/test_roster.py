@@ -128,21 +128,33 @@ def test_a_survivor_with_long_steps_has_time_to_answer_an_abort() -> None:
 
 
 def test_an_instance_that_lacks_a_worker_for_long_is_named_once() -> None:
-    """Not before it was whole, not when it is whole again, nor when no worker of it can be heard at all."""
+    """Not when it is whole again, nor when no worker of it can be heard at all; one that never was whole gets
+    more time, and what comes again under its name has all of it.
+    """
     roster = Roster(2)
     for node in ("a/0", "b/0", "b/1", "c/0", "c/1", "d/0", "d/1"):
         roster.join(node, HELLO)
         roster.make_ready(node)
     for node in ("b/1", "c/1", "d/0", "d/1"):
         roster.lose(node)
-    assert roster.lame(100.0, 10.0) == []
+    assert roster.lame(100.0, 10.0, 500.0) == []
     roster.join("c/1", HELLO)
-    assert roster.lame(105.0, 10.0) == []
+    assert roster.lame(105.0, 10.0, 500.0) == []
     roster.make_ready("c/1")
     roster.postpone(60.0)
-    assert roster.lame(169.0, 10.0) == []
+    assert roster.lame(169.0, 10.0, 500.0) == []
     roster.lose("c/1")
-    assert roster.lame(170.0, 10.0) == ["b"]
-    assert roster.lame(179.0, 10.0) == []
-    assert roster.lame(180.0, 10.0) == ["c"]
-    assert roster.lame(999.0, 10.0) == []
+    assert roster.lame(170.0, 10.0, 500.0) == ["b"]
+    assert roster.lame(179.0, 10.0, 500.0) == []
+    assert roster.lame(180.0, 10.0, 500.0) == ["c"]
+    assert roster.lame(599.0, 10.0, 500.0) == []
+    assert roster.lame(660.0, 10.0, 500.0) == ["a"]
+    assert roster.lame(999.0, 10.0, 500.0) == []
+    instance = Instance(
+        "i-1", "a", "job", "token", Pool("z", "t", 2, 0.0, 0.0), InstanceState.TERMINATED, 0.0
+    )
+    roster.lose("a/0")
+    roster.instance(instance)
+    roster.join("a/0", HELLO)
+    assert roster.lame(1000.0, 10.0, 500.0) == []
+    assert roster.lame(1500.0, 10.0, 500.0) == ["a"]

@@ -7,6 +7,7 @@ there is no checkpoint.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -23,6 +24,9 @@ from runtime.planning.errors import InputError
 
 SCHEMES = ("s3", "gs")
 _RETRY_S = 20.0
+# Where obstore looks for a service account before it takes the user's own credentials, and what these may be.
+_GOOGLE_ACCOUNTS = ("GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH", "GOOGLE_SERVICE_ACCOUNT_KEY")
+_GOOGLE_TYPES = ("service_account", "authorized_user")
 _PACKAGE = "pip install 'parcae-cli[stores]'"
 
 
@@ -99,6 +103,7 @@ def store_options(scheme: str) -> dict[str, Any]:
 
     Raises:
         InputError: the package is not installed.
+        CredentialsError: it cannot use those that there are.
     """
     try:
         import obstore  # noqa: F401
@@ -106,11 +111,41 @@ def store_options(scheme: str) -> dict[str, Any]:
         raise InputError(f"{scheme}://: object stores need one more package: {_PACKAGE}") from None
     retry = {"max_retries": 5, "retry_timeout": timedelta(seconds=_RETRY_S)}
     options: dict[str, Any] = {"retry_config": retry}
+    if scheme == "gs":
+        _check_google()
     if scheme == "s3" and os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
         options["client_options"] = {"allow_http": True}
     if scheme == "s3" and "AWS_ACCESS_KEY_ID" not in os.environ:
         options |= _shared_aws_settings()
     return options
+
+
+def google_credentials() -> tuple[Path, str] | None:
+    """The file of Google's own credentials, and their type; None where there is none, or it cannot be read,
+    or a service account is named for object stores alone.
+    """
+    if any(name in os.environ for name in _GOOGLE_ACCOUNTS):
+        return None
+    named = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+    path = Path(named) if named else Path.home() / ".config/gcloud/application_default_credentials.json"
+    try:
+        return path, str(json.loads(path.read_text()).get("type"))
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _check_google() -> None:
+    """Refuse what obstore does not know: federated (`external_account`) and impersonated identities.
+
+    Raises:
+        CredentialsError: the credentials are of such a type.
+    """
+    found = google_credentials()
+    if found is not None and found[1] not in _GOOGLE_TYPES:
+        raise CredentialsError(
+            f"gs://: the credentials in {found[0]} ({found[1]}) cannot be used for object stores. Set "
+            "GOOGLE_APPLICATION_CREDENTIALS to the key file of a service account"
+        )
 
 
 def _shared_aws_settings() -> dict[str, Any]:

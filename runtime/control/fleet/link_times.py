@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class LinkTimes:
     """How patient we are, in seconds.
 
-    An instance that once had all its workers is ended when it has had some of them only for `lame_s`.
+    An instance that once had all its workers is ended when it has had some of them only for `lame_s`;
+    one whose worker has come, for `unready_s` without all of them having got ready.
     """
 
     beat_s: float = 0.5
@@ -22,3 +23,4 @@ class LinkTimes:
     poll_s: float = 0.1
     close_s: float = 7.0
     lame_s: float = 180.0
+    unready_s: float = 300.0

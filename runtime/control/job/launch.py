@@ -350,6 +350,7 @@ class _Job:
             exact=request.exact,
             learns=request.cloud != "local",  # whose devices are make-believe: its cores say nothing of them
             lame_s=self._setup.link_times.lame_s,
+            unready_s=self._setup.link_times.unready_s,
             backup=request.backup,
             checkpoint_every=request.checkpoint_every,
             first_step=self._first_step,

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import fnmatch
 import io
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 from cloud.provider import CloudError, CredentialsError
-from runtime.control.backup.checkpoint_target import SCHEMES, explained_error, store_options
+from runtime.control.backup.checkpoint_target import (
+    SCHEMES,
+    explained_error,
+    google_credentials,
+    store_options,
+)
 from runtime.control.data_rules import CorpusError, bin_tokens, check_array, samples_of, unit_of
 from runtime.control.data_set import DataFile, DataSet
 from runtime.planning.errors import InputError
@@ -24,8 +27,6 @@ from runtime.planning.errors import InputError
 _LINK_LIVES = timedelta(hours=12)
 _HEAD_BYTES = 1 << 16
 _WILD = "*?["
-# Where obstore looks for a service account before it takes the user's own credentials.
-_GOOGLE_ACCOUNTS = ("GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH", "GOOGLE_SERVICE_ACCOUNT_KEY")
 Found = TypeVar("Found")
 
 
@@ -156,18 +157,11 @@ def _check_signer(url: str) -> None:
     Raises:
         CredentialsError: the credentials are a user's, and nothing else is named.
     """
-    if not url.startswith("gs://") or any(name in os.environ for name in _GOOGLE_ACCOUNTS):
-        return
-    named = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
-    path = Path(named) if named else Path.home() / ".config/gcloud/application_default_credentials.json"
-    try:
-        kind = json.loads(path.read_text()).get("type")
-    except (OSError, ValueError, AttributeError):
-        return
-    if kind != "service_account":
+    if url.startswith("gs://") and (found := google_credentials()) and found[1] != "service_account":
         raise CredentialsError(
-            f"--data {url}: nodes fetch it by signed links, and the credentials in {path} ({kind}) cannot "
-            "sign. Set GOOGLE_APPLICATION_CREDENTIALS to the key file of a service account that may read it"
+            f"--data {url}: nodes fetch it by signed links, and the credentials in {found[0]} ({found[1]}) "
+            "cannot sign. Set GOOGLE_APPLICATION_CREDENTIALS to the key file of a service account that may "
+            "read it"
         )
 
 

@@ -157,6 +157,7 @@ def rented_setup(
             lease_s=times.lease_s,
             poll_s=times.notice_poll_s,
             close_s=times.close_s + 120.0,
+            unready_s=times.boot_s,
         ),
         poll_s=times.describe_s,
         anchor_reachable=False,

@@ -111,7 +111,7 @@ class Coordinator:
                 self._config = self._pace.times.corrected(self._config)
                 self._course.planning.append(plan_types.IntervalElapsed())
                 self._course.planning += self._reception.spared(self._now_s())
-                self._giving_up.look(self._now_s(), self._training.lame_s)
+                self._giving_up.look(self._now_s(), self._training.lame_s, self._training.unready_s)
             for node in self._roster.due(self._now_s(), lead_s):
                 self._course.planning.append(plan_types.NodeNoticed(node, self._roster.notices[node]))
             self._check_deadline()

@@ -93,10 +93,20 @@ class GivingUp:
             name = instance_of(failure.node, self._gpus)
             self._end(name, f"it has failed {MOST_FAILURES} times in a row: {failure.error}")
 
-    def look(self, now_s: float, lame_s: float) -> None:
-        """End instances that have lacked a worker for `lame_s`. `now_s` is on the coordinator's clock."""
-        for name in self._roster.lame(now_s, lame_s):
-            self._end(name, f"one of its workers has been missing for {lame_s:g} s")
+    def look(self, now_s: float, lame_s: float, unready_s: float) -> None:
+        """End instances that have lacked a worker for `lame_s`, or of which some never got ready in
+        `unready_s`. `now_s` is on the coordinator's clock.
+
+        Raises:
+            TrainingError: so many in a row did not get ready that it is the job itself.
+        """
+        for name in self._roster.lame(now_s, lame_s, unready_s):
+            if self._roster.once_whole(name):
+                self._end(name, f"one of its workers has been missing for {lame_s:g} s")
+            else:
+                why = f"a worker has been there for {unready_s:g} s without getting ready"
+                self._end(name, why)
+                self._failures.broken(name, why)
 
     def _end(self, instance: str, why: str) -> None:
         if instance in self._ending:

@@ -37,7 +37,8 @@ class Roster:
         self._restarted = False
         self._instances: set[str] = set()  # that have not ended
         self._once_whole: set[str] = set()  # of these, those whose workers were all ready at some time
-        self._lame: dict[str, float] = {}  # of these, those that lack a worker now, since when
+        self._lame: dict[str, float] = {}  # that lack a ready worker while others can be heard, since when
+        self._useless: set[str] = set()  # that `lame` has named
         self._lost: list[str] = []
         self._joined: list[str] = []
 
@@ -78,6 +79,7 @@ class Roster:
         if instance.state is InstanceState.TERMINATED:
             self._instances.discard(instance.name)
             self._once_whole.discard(instance.name)
+            self._useless.discard(instance.name)
             self._lame.pop(instance.name, None)
             self._booting.discard(instance.name)
             workers = worker_names(instance.name, self._gpus)
@@ -131,25 +133,30 @@ class Roster:
             self._lost.append(node)
         return True
 
-    def lame(self, now_s: float, limit_s: float) -> list[str]:
-        """Instances that have lacked a worker for `limit_s`, others of theirs being here; each named once.
+    def lame(self, now_s: float, limit_s: float, unready_s: float) -> list[str]:
+        """Instances that have lacked a ready worker for `limit_s`, each named once; for `unready_s` where all
+        were never ready together.
 
-        One that has none at all may be out of reach: that is for its link to judge. Call this often: the
-        time runs from when it was first seen to be so.
+        One of whose workers none can be heard may be out of reach: that is for its link to judge. Call this
+        often: the time runs from when it was first seen to be so.
         """
-        over = []
-        for instance in self._once_whole:
-            names = worker_names(instance, self._gpus)
-            here = sum(name in self.workers for name in names)
-            if here and not all(map(self.is_ready, names)):
-                if now_s - self._lame.setdefault(instance, now_s) >= limit_s:
-                    over.append(instance)
-            else:
-                self._lame.pop(instance, None)
-        self._once_whole.difference_update(over)
-        for instance in over:
-            del self._lame[instance]
+        heard = {instance_of(node, self._gpus) for node in self.workers} - self._useless
+        self._lame = {
+            name: self._lame.get(name, now_s)
+            for name in heard
+            if not all(map(self.is_ready, worker_names(name, self._gpus)))
+        }
+        over = [
+            name
+            for name, since_s in self._lame.items()
+            if now_s - since_s >= (limit_s if name in self._once_whole else unready_s)
+        ]
+        self._useless.update(over)
         return sorted(over)
+
+    def once_whole(self, instance: str) -> bool:
+        """Whether all of an instance's workers were ready at some time."""
+        return instance in self._once_whole
 
     def postpone(self, gap_s: float) -> None:
         """For so long nobody could have been heard."""

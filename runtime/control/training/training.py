@@ -37,7 +37,7 @@ class Training:
     `first_step` is above 0 where a checkpoint is continued. Without `copy_ahead` all state is sent at the
     switch: that is for measuring. `backup` is one of `backup_orders.MODES`. With the policy `checkpoint`
     state is saved every `checkpoint_every` steps, or by Young's rule if that is 0. A job that `learns`
-    corrects its profile by the steps it sees. `lame_s`: see LinkTimes.
+    corrects its profile by the steps it sees. `lame_s`, `unready_s`: see LinkTimes.
     """
 
     model: ModelSpec
@@ -54,6 +54,7 @@ class Training:
     copy_ahead: bool = True
     learns: bool = False
     lame_s: float = LinkTimes.lame_s
+    unready_s: float = LinkTimes.unready_s
     first_step: int = 0
     faults: list[dict[str, Any]] = field(default_factory=list)
 
