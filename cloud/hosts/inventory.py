@@ -40,6 +40,7 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "gpus": int,
     "metadata": str,
     "metadata_flavor": str,
+    "notice_s": (int, float),
     "environment": dict,
 }
 
@@ -55,7 +56,8 @@ class Host:
     `python` is its interpreter, one that has torch; `folder` is where our files go there (`~/` is its user's
     home). `internal_address` is how the other hosts reach it; None: the address at which its sshd was
     reached, which is the right one behind a jump host too. `metadata` is the URL of a service that announces
-    the machine's end, in the words of a cloud (`metadata_flavor`). `environment` is set for its workers.
+    the machine's end, in the words of a cloud (`metadata_flavor`); where these name no time, as `gcp`'s do,
+    the end comes `notice_s` after. `environment` is set for its workers.
     `gpus` is how many it has, None if the file does not say.
     """
 
@@ -69,6 +71,7 @@ class Host:
     gpus: int | None = None
     metadata: str | None = None
     metadata_flavor: str = "aws"
+    notice_s: float = 30.0
     environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -168,6 +171,7 @@ def _host(entry: Mapping[str, Any], config: str | None, where: str) -> Host:
         if not _VARIABLE.fullmatch(key) or not isinstance(value, str):
             raise InventoryError(f'{where}: environment: {key} = {value!r} is not NAME = "text"')
     optional = ("python", "folder", "internal_address", "zone", "gpus", "metadata", "metadata_flavor")
+    optional += ("notice_s",)
     return Host(
         name=name,
         target=OwnSshTarget(address, port, entry.get("user"), config),
@@ -185,6 +189,13 @@ def _check_metadata(entry: Mapping[str, Any], where: str) -> None:
     parts = urllib.parse.urlsplit(entry.get("metadata", "http://host"))
     if parts.scheme != "http" or not parts.hostname or parts.path.strip("/"):
         raise InventoryError(f"{where}: metadata: {entry['metadata']!r} is not like http://169.254.169.254")
+    notice_s = entry.get("notice_s", 30.0)
+    if not 0 < notice_s < float("inf"):
+        raise InventoryError(f"{where}: notice_s: {notice_s} is not a number of seconds above 0")
+    if "notice_s" in entry and "metadata" in entry and flavor == "aws":
+        raise InventoryError(
+            f'{where}: notice_s: is for metadata_flavor = "gcp"; in the words of aws a notice names its time'
+        )
 
 
 def _in_words(kind: type | tuple[type, ...]) -> str:

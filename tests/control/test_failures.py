@@ -128,7 +128,7 @@ def test_a_worker_that_came_and_never_gets_ready_costs_its_instance() -> None:
         giving_up.look(1000.0 * number + 59.0, 10.0, 60.0)
         assert fleet.end.call_count == number
         if node == "c":
-            with pytest.raises(TrainingError, match="3 nodes in a row did not get ready: c: .* for 60 s"):
+            with pytest.raises(TrainingError, match=r"3 nodes in a row did not get ready: c: .* for 60 s"):
                 giving_up.look(1000.0 * number + 60.0, 10.0, 60.0)
             return
         giving_up.look(1000.0 * number + 60.0, 10.0, 60.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 import pytest
 
 from cloud.gcp.settings import GcpSettings
+from cloud.local.metadata import MetadataService
 from cloud.settings import FleetSettings
 from parcae_cli.catalogue import load_fleet
 from parcae_cli.clouds import RENTED
@@ -73,29 +75,55 @@ class Local:
         return []
 
 
+class Ec2Metadata:
+    """IMDSv2 at a URL of its own."""
+
+    def __init__(self) -> None:
+        self._loop, self._service = asyncio.new_event_loop(), MetadataService("i-1", "machine", "zone")
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._service.listen(), self._loop).result(5)
+        self.url = self._service.url
+
+    def preempt(self, deadline_s: float) -> None:
+        self._service.interrupt(deadline_s)
+
+    def forget(self) -> None:
+        """What comes back at this address is another machine."""
+        self._service.values.pop("spot/instance-action", None)
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._service.close)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+
+
 class Hosts:
-    """OpenSSH servers. A host that went away comes back at once."""
+    """OpenSSH servers, each with a metadata service; the first, which is warned, has AWS's.
+
+    A host that went away comes back at once.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._context = rack(folder)
         self._rack = self._context.__enter__()
-        self._metadata = {}
-        for name in ("alpha", "beta", "gamma"):
-            machine, metadata = self._rack.add(name), GceMetadata()
-            machine.more = f'metadata = "{metadata.url}"\nmetadata_flavor = "gcp"\n'
-            machine.more += f'environment = {{ PARCAE_NOTICE_S = "{NOTICE_S}" }}\n'
+        self._metadata: dict[str, Any] = {}
+        for name, flavor in (("alpha", "aws"), ("beta", "gcp"), ("gamma", "aws")):
+            machine, metadata = self._rack.add(name), Ec2Metadata() if flavor == "aws" else GceMetadata()
+            machine.more = f'metadata = "{metadata.url}"\nmetadata_flavor = "{flavor}"\n'
+            machine.more += f"notice_s = {NOTICE_S}\n" if flavor == "gcp" else ""
             self._metadata[name] = metadata
         self.options: dict[str, Any] = {"fleet": {"hosts": str(self._rack.hosts_toml())}}
 
     def notice(self, provider: Any, name: str, left_s: float) -> None:
-        self._metadata[name].set("instance/preempted", "TRUE")
+        self._metadata[name].preempt(time.time() + left_s)
         timer = threading.Timer(left_s, self.vanish, [provider, name])
         timer.daemon = True
         timer.start()
 
     def vanish(self, provider: Any, name: str) -> None:
         machine = self._rack.machines[name]
-        self._metadata[name].set("instance/preempted", "FALSE")
+        self._metadata[name].forget()
         machine.die()
         machine.start()
 

@@ -231,6 +231,8 @@ def start_words(host: Host, folder: str, sources: str | None) -> str:
     if host.metadata is not None:
         settings["PARCAE_METADATA"] = shlex.quote(host.metadata)
         settings["PARCAE_METADATA_FLAVOR"] = host.metadata_flavor
+        if host.metadata_flavor == "gcp":
+            settings["PARCAE_NOTICE_S"] = f"{host.notice_s:g}"
     if sources is not None:
         settings["PYTHONPATH"] = f'"$HOME"/{sources}'
     assignments = " ".join(f"{name}={value}" for name, value in settings.items())

@@ -41,6 +41,14 @@ class GceMetadata:
             self.values[path] = value
             self.changed.notify_all()
 
+    def preempt(self, deadline_s: float) -> None:
+        """The machine is preempted; its words name no time."""
+        self.set("instance/preempted", "TRUE")
+
+    def forget(self) -> None:
+        """What comes back at this address is another machine."""
+        self.set("instance/preempted", "FALSE")
+
     def close(self) -> None:
         """Stop answering; who waits is answered now."""
         with self.changed:

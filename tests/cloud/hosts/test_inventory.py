@@ -25,6 +25,7 @@ python = "python3.12"
 internal_address = "192.168.0.7"
 metadata = "http://169.254.169.254"
 metadata_flavor = "gcp"
+notice_s = 120
 environment = { CUDA_VISIBLE_DEVICES = "1" }
 gpus = 2
 """
@@ -46,7 +47,7 @@ def test_defaults_hold_where_a_host_says_nothing(tmp_path: Path) -> None:
     assert (alpha.python, alpha.pool.spot_usd_per_hour) == ("/opt/train/bin/python", 0.5)
     assert b1.target == OwnSshTarget("10.0.0.7", 2222, "train", config)
     assert (b1.python, b1.internal_address) == ("python3.12", "192.168.0.7")
-    assert (b1.metadata, b1.metadata_flavor) == ("http://169.254.169.254", "gcp")
+    assert (b1.metadata, b1.metadata_flavor, b1.notice_s) == ("http://169.254.169.254", "gcp", 120)
     assert b1.environment == {"CUDA_VISIBLE_DEVICES": "1"}
     assert (alpha.gpus, alpha.pool.gpus, b1.gpus, b1.pool.gpus) == (None, 1, 2, 2)
 
@@ -67,6 +68,13 @@ def test_defaults_hold_where_a_host_says_nothing(tmp_path: Path) -> None:
         ("[[host]]\naddress = 'a/b'\n", "host 1: name: 'a/b' cannot name a node"),
         ("[[host]]\naddress = 'a'\nusd_per_hour = -1\n", "host 1 (a): usd_per_hour: -1.0 is not a price"),
         ("[[host]]\naddress = 'a'\nmetadata = 'ftp://x'\n", "host 1 (a): metadata: 'ftp://x' is not like"),
+        ("[[host]]\naddress = 'a'\nnotice_s = 0\n", "host 1 (a): notice_s: 0 is not a number of seconds"),
+        ("[[host]]\naddress = 'a'\nnotice_s = inf\n", "host 1 (a): notice_s: inf is not a number of"),
+        ("[[host]]\naddress = 'a'\nnotice_s = '9'\n", "host 1: notice_s: '9' is not a number"),
+        (
+            "[[host]]\naddress = 'a'\nmetadata = 'http://x'\nnotice_s = 9\n",
+            "(a): notice_s: is for metadata_f",
+        ),
         ("[[host]]\naddress = 'a'\nmetadata_flavor = 'x'\n", "metadata_flavor: 'x' is none of aws, gcp"),
         ("[[host]]\naddress = 'a'\nenvironment = {A = 1}\n", "environment: A = 1 is not NAME"),
         ("[defaults]\nname = 'a'\n", "[defaults]: name: no such key"),
