@@ -170,8 +170,9 @@ def _host(entry: Mapping[str, Any], config: str | None, where: str) -> Host:
     for key, value in environment.items():
         if not _VARIABLE.fullmatch(key) or not isinstance(value, str):
             raise InventoryError(f'{where}: environment: {key} = {value!r} is not NAME = "text"')
-    optional = ("python", "folder", "internal_address", "zone", "gpus", "metadata", "metadata_flavor")
-    optional += ("notice_s",)
+    optional = (
+        "python", "folder", "internal_address", "zone", "gpus", "metadata", "metadata_flavor", "notice_s"
+    )  # fmt: skip
     return Host(
         name=name,
         target=OwnSshTarget(address, port, entry.get("user"), config),

@@ -15,11 +15,12 @@ from cloud.gcp.api import Api
 from cloud.gcp.settings import GcpSettings
 from cloud.provider import CloudError, NoCapacityError
 from parcae_cli.catalogue import load_fleet
+from runtime.control.backup.checkpoint_target import target_of
 from runtime.control.job.history import held_trace
 from runtime.control.job.journal import Journal
 from tests.cloud.gcp.conftest import compute  # noqa: F401
 from tests.cloud.gcp.fake_compute import MACHINE_TYPE, ZONES, FakeCompute, Fault
-from tests.end_to_end.gcp_machines import GcpMachines
+from tests.end_to_end.gcp_machines import GcpMachines, gcp_fleet
 from tests.end_to_end.harness import processes_of, train
 from tests.end_to_end.machines import zygote
 from tests.end_to_end.test_aws_faults import until
@@ -71,6 +72,28 @@ def test_a_job_of_two_pools_whose_machines_have_two_gpus(
         (ZONES[0], 2, pytest.approx(0.70)), *[(ZONES[1], 2, pytest.approx(0.71))] * 2
     ]  # fmt: skip
     assert {event.name for event in seen.events} == {one.name for one in rows}
+    assert compute.live() == []
+
+
+def test_the_budget_ends_a_job_before_it_is_overstepped_and_its_state_is_kept(
+    compute: FakeCompute,  # noqa: F811
+    machines: GcpMachines,
+    tmp_path: Path,
+) -> None:
+    """Three are wanted, two are affordable; it drains, its last step is in a checkpoint, nothing is left."""
+    machines.zygote = zygote()
+    compute.dearer = 12000.0  # 1 to 1.1 USD a second for each
+    run = train(
+        tmp_path, "poor", cloud="gcp", fleet=gcp_fleet(), nodes=3, steps=10**6,
+        max_usd_per_hour=8000.0, budget_usd=40.0, checkpoint=str(tmp_path / "kept"), checkpoint_every=10**6,
+    )  # fmt: skip
+    assert run.result.state == "failed"
+    assert "the budget is used up" in run.result.why
+    assert len(compute.made) == 2
+    assert 0.0 < run.result.usd <= 40.0
+    assert run.result.usd_on_demand > 0
+    kept = target_of(str(tmp_path / "kept")).read()
+    assert kept.step == len(run.metrics) > 0
     assert compute.live() == []
 
 

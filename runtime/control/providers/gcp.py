@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from cloud.gcp.provider import GcpProvider, by_zone
 from cloud.gcp.requests import JOB_LABEL, LAUNCH_LABEL, Owner, bulk_insert_request, last_part
 from cloud.gcp.settings import GcpSettings
 from cloud.gcp.sweep import end_launch, instances_of
+from cloud.provider import CloudError
 from runtime.control.job.job import LaunchRequest
 from runtime.control.job.journal import Journal
 from runtime.control.providers import ProviderSetup
@@ -70,7 +72,10 @@ def setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) -> Provider
     start = BootedNode(
         provider, settings.python, f"{STATE}/ready", f"{STATE}/failed", f"{STATE}/log", environment
     )
-    return rented_setup(provider, settings.times, choice, start, map(_in_words, found), prior_of(found))
+    market = [*map(_in_words, found)]
+    with suppress(CloudError):  # who may rent may not be allowed to list operations
+        market.append(f"preemptions of this project that the API remembers there: {_preempted(api, found)}")
+    return rented_setup(provider, settings.times, choice, start, market, prior_of(found))
 
 
 def plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any]:
@@ -119,7 +124,7 @@ def plan(request: LaunchRequest, spec: ModelSpec) -> Mapping[str, Any]:
             }
             for one in found
         ],
-        "preemptions_seen": len(preemptions(api, sorted({one.pool.zone for one in found}))),
+        "preemptions_seen": _preempted(api, found),
         **expected,
         "requests": [
             *calls,
@@ -207,6 +212,11 @@ def prior_of(found: Sequence[Prospect]) -> PriorRates | None:
         return None
     losses_per_hour = sum(-math.log(1 - min(share, 0.999)) for share in shares) / len(shares) / 24
     return PriorRates(losses_per_hour, losses_per_hour, ADVICE_WEIGHT_H)
+
+
+def _preempted(api: Api, found: Sequence[Prospect]) -> int:
+    """How often machines of this project were taken in the zones of these pools, as long as the API knows."""
+    return len(preemptions(api, sorted({one.pool.zone for one in found})))
 
 
 def _in_words(one: Prospect) -> str:

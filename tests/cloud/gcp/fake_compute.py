@@ -60,6 +60,8 @@ class FakeCompute:
     violations: list[str] = field(default_factory=list)
     operation_s: float = 0.05
     stopping_s: float = 0.0  # so long a deleted instance is shown, and billed
+    preempted_per_day: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ZONES, 0.05))
+    dearer: float = 1.0  # what prices are multiplied by
     out_of_reach: set[str] = field(default_factory=set)  # zones of which lists say that they cannot be read
     # Called with an instance when it has been made, and when it is gone; may add to what the API shows of it.
     on_launch: Callable[[dict[str, Any]], None] = lambda instance: None
@@ -254,11 +256,12 @@ class FakeCompute:
         day = {"startTime": "2026-11-22T00:00:00Z", "endTime": "2026-11-23T00:00:00Z"}
         zone = _last(body["locationPolicy"]["location"])
         usd = MACHINES[body["instanceProperties"]["machineType"]][2] + 0.01 * ZONES.index(zone)
+        usd *= self.dearer
         price = {"currencyCode": "USD", "units": str(int(usd)), "nanos": round(usd % 1 * 1e9)}
         return 200, {
             "machineType": body["instanceProperties"]["machineType"],
             "location": body["locationPolicy"]["location"],
-            "preemptionHistory": [{"interval": day, "preemptionRate": 0.05}],
+            "preemptionHistory": [{"interval": day, "preemptionRate": self.preempted_per_day[zone]}],
             "priceHistory": [{"interval": day, "listPrice": price}],
         }
 

@@ -27,6 +27,7 @@ from parcae_cli.render.job import print_plan
 from runtime.control.job.job import LaunchRequest
 from runtime.control.job.journal import Journal
 from runtime.control.providers.gcp import foreign_instances, plan, prior_of, setup, sweep
+from runtime.control.providers.rented import BootedNode
 from runtime.planning.errors import InputError
 from tests.cloud.gcp.fake_compute import MACHINE_TYPE, PROJECT, REGION, ZONES, FakeCompute, Fault
 
@@ -66,6 +67,48 @@ def test_pools_come_with_their_prices_the_best_first(compute: FakeCompute) -> No
     assert prior_of(found) is None
     with pytest.raises(CloudError, match="none of n1-unknown is offered in us-central1"):
         prospects(Api(), settings(machine_types=["n1-unknown"]), 4)
+
+
+def test_preemption_rates_choose_the_zone_and_lower_what_is_expected(
+    compute: FakeCompute, tmp_path: Path
+) -> None:
+    """A zone that loses most of its machines in a day is not cheap; the rates are the forecaster's prior."""
+    calm = planned(tmp_path, [MACHINE_TYPE])
+    assert [row["zone"] for row in calm["pools"]] == list(ZONES)
+    compute.preempted_per_day[ZONES[0]] = 0.5
+    half = planned(tmp_path, [MACHINE_TYPE])
+    assert [row["zone"] for row in half["pools"]] == list(reversed(ZONES))
+    compute.preempted_per_day = dict.fromkeys(ZONES, 0.999)
+    stormy = planned(tmp_path, [MACHINE_TYPE])
+    expected = [made["expected"]["liveput"] for made in (calm, half, stormy)]
+    assert expected[0] > expected[1] > expected[2] > 0
+
+
+def test_a_job_begins_with_what_the_market_says(compute: FakeCompute, tmp_path: Path) -> None:
+    """Its prior are the rates, its events name pools and past preemptions; nodes know a notice's length.
+
+    Who may rent and not list operations hears of pools alone.
+    """
+    provider = provider_at(tmp_path / "before")
+    asyncio.run(provider.request(2, TOKEN))
+    for name in compute.live():
+        compute.preempt(name)
+    journal = Journal(tmp_path)
+    fleet = {**load_fleet("gcp"), "machine_types": [MACHINE_TYPE], "notice_s": 120, "device": "model"}
+    request = LaunchRequest("job", "gpt-tiny", tmp_path, cloud="gcp", nodes=2, fleet=fleet)
+    made = setup(request, load_model("gpt-tiny"), journal)
+    compute.faults.append(Fault("zoneOperations.list", "forbidden", 403))
+    assert setup(request, load_model("gpt-tiny"), journal).market == made.market[:2]
+    journal.close()
+    assert made.prior is not None
+    assert made.prior.losses_per_instance_hour == pytest.approx(-math.log(0.95) / 24)
+    assert isinstance(made.agent_start, BootedNode)
+    assert made.agent_start.environment["PARCAE_NOTICE_S"] == "120"
+    assert made.market == (
+        f"{MACHINE_TYPE} in {ZONES[0]}: 0.3 USD an hour, 5.0% preempted a day, obtainability 0.7",
+        f"{MACHINE_TYPE} in {ZONES[1]}: 0.31 USD an hour, 5.0% preempted a day, obtainability 0.7",
+        "preemptions of this project that the API remembers there: 2",
+    )
 
 
 def test_a_life_from_request_to_end(compute: FakeCompute, tmp_path: Path) -> None:
@@ -313,7 +356,7 @@ def test_a_job_that_goes_on_rents_no_other_machines(compute: FakeCompute, tmp_pa
     LaunchRecord.at(folder, "job", PROJECT, REGION, "2 x nvidia-l4")
     made = setup(request, load_model("gpt3-6b"), journal)
     assert made.gpus == 2
-    assert all(line.startswith("g2-standard-24 in ") for line in made.market)
+    assert all(line.startswith("g2-standard-24 in ") for line in made.market[:-1])
     other = replace(request, fleet={**fleet, "machine_types": [MACHINE_TYPE]})
     with pytest.raises(InputError, match="the job has begun on 2 x nvidia-l4"):
         setup(other, load_model("gpt3-6b"), journal)
