@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from cloud.settings import FleetSettings, RentedTimes
 
+# How long an instance may be asked to run at most. Source: Compute Engine, "Limit the run time of a VM".
+_LONGEST_RUN_S = (30, 120 * 86400)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Times(RentedTimes):
@@ -53,3 +56,7 @@ class GcpSettings(FleetSettings):
             raise ValueError("machine_types: name one at least")
         if self.notice_s not in (30, 120):
             raise ValueError("notice_s: Compute Engine gives 30 s, or 120 s where the preview field is open")
+        least, most = _LONGEST_RUN_S
+        for key in ("longest_run_s", "anchor_longest_s"):
+            if not least <= getattr(self.times, key) <= most:
+                raise ValueError(f"times.{key}: Compute Engine takes {least} to {most} s")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cloud.provider import CloudError, CredentialsError, MaybeStillRunningError, QuotaError
+from cloud.provider import CloudError, CredentialsError, MaybeStillRunningError, NoCapacityError, QuotaError
 from cloud.types import InstanceState
 from runtime.control.fleet.fleet import Fleet, InstanceChanged, LinkTimes, RentFailed
 from tests.cloud.aws.conftest import ec2, endpoint  # noqa: F401
@@ -234,6 +234,36 @@ def test_stock_out_everywhere_is_told_and_waited_out(place: Any) -> None:
         await asyncio.wait_for(provider.wait_for_capacity(5.0), 6.0)
         assert (await provider.request(1, TOKENS[2])).instances
         await provider.close()
+        assert place.live() == set()
+
+    asyncio.run(scene())
+
+
+@at("hosts", "aws", "gcp", local="the trace decides what there is, and nobody is told")
+def test_a_job_is_told_once_that_nothing_is_to_be_had(place: Any) -> None:
+    """In the fleet's events, with the reason; when there is some again the fleet rents it by itself."""
+
+    async def scene() -> None:
+        provider = place.provider()
+        fleet = Fleet(provider, None, "job", 1, times=LinkTimes(retry_s=0.05, boot_s=60.0), poll_s=0.05)
+        await provider.start()
+        place.empty(provider)
+        if place.name != "hosts":
+            provider._pools._first_s = 0.5  # of rest
+        await fleet.start()
+        async with asyncio.timeout(10):
+            told = await fleet.events.get()
+        assert isinstance(told, RentFailed) and isinstance(told.error, NoCapacityError)
+        assert "refuses connections" in told.why if place.name == "hosts" else "asking again in" in told.why
+        await asyncio.sleep(0.3)  # it looks several times more
+        assert fleet.events.empty()
+        place.refill(provider)
+
+        async def rented() -> bool:
+            return bool(fleet._links)
+
+        await until(rented)
+        await fleet.stop()
         assert place.live() == set()
 
     asyncio.run(scene())

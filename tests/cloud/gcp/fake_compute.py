@@ -62,6 +62,7 @@ class FakeCompute:
     stopping_s: float = 0.0  # so long a deleted instance is shown, and billed
     preempted_per_day: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ZONES, 0.05))
     dearer: float = 1.0  # what prices are multiplied by
+    clock: Callable[[], float] = time.time  # by which instances reach their longest time
     out_of_reach: set[str] = field(default_factory=set)  # zones of which lists say that they cannot be read
     # Called with an instance when it has been made, and when it is gone; may add to what the API shows of it.
     on_launch: Callable[[dict[str, Any]], None] = lambda instance: None
@@ -82,6 +83,7 @@ class FakeCompute:
 
     def live(self) -> list[str]:
         """The names of the instances that cost money."""
+        self._end_overdue()
         with self.lock:
             return sorted(self.instances)
 
@@ -91,6 +93,14 @@ class FakeCompute:
             instance = self.instances.pop(name)
             self._operation("compute.instances.preempted", zone=_last(instance["zone"]), target=name)
         self.on_end(instance)
+
+    def _end_overdue(self) -> None:
+        """Delete what has run for its `maxRunDuration`: looked at when somebody asks, not by a timer."""
+        with self.lock:
+            now_s = self.clock()
+            overdue = [self.instances.pop(n) for n, one in [*self.instances.items()] if now_s >= _ends_s(one)]
+        for instance in overdue:
+            self.on_end(instance)
 
     # --- the API
 
@@ -107,6 +117,7 @@ class FakeCompute:
         if faults := self.discovery.faults(method, path, query, body):
             self.violations += [f"{method.id}: {fault}" for fault in faults]
             return _error(400, "invalid", "; ".join(faults)[:900])
+        self._end_overdue()
         self.calls.append(method.id)
         status, answer = self._carry_out(method.id, path, query, body or {})
         if status == 200 and (faults := self.discovery.answer_faults(method, answer)):
@@ -358,6 +369,12 @@ class Served:
         """Stop listening."""
         self._server.shutdown()
         self._server.server_close()
+
+
+def _ends_s(instance: Mapping[str, Any]) -> float:
+    """When an instance has run for its longest time, in Unix seconds."""
+    born_s = datetime.fromisoformat(instance["creationTimestamp"]).timestamp()
+    return born_s + float(instance["scheduling"]["maxRunDuration"]["seconds"])
 
 
 def _types(body: Mapping[str, Any]) -> list[str]:
