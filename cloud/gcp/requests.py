@@ -131,7 +131,11 @@ def anchor_request(
 
 
 def _scheduling(model: str, maintenance: str, longest_run_s: float) -> dict[str, Any]:
-    """How an instance runs, and ends: deleted with its disk, and never started again."""
+    """How an instance runs, and ends: deleted with its disk, and never started again.
+
+    A longest time may be asked for under every model but the old `preemptible`. Source: Compute Engine's
+    documentation, "Limit the run time of a VM".
+    """
     return {
         "provisioning_model": model,
         "instance_termination_action": "DELETE",

@@ -17,6 +17,15 @@ KEY
 echo "@HOST_PUBLIC_KEY@" >"$SSH_FOLDER/ssh_host_ed25519_key.pub"
 ${PARCAE_RESTART_SSH:-eval systemctl restart ssh || systemctl restart sshd}
 
+# Compute Engine tells a preempted machine to power off at once, and cuts its power 30 s later. Obeyed, the word would
+# cost SSH and workers the whole of their notice, so a node does not heed it.
+if [ @DEAD_MAN_S@ = 0 ]; then
+  LOGIND="${PARCAE_LOGIND_FOLDER:-/etc/systemd/logind.conf.d}"
+  mkdir -p "$LOGIND"
+  printf '[Login]\nHandlePowerKey=ignore\n' >"$LOGIND/parcae.conf"
+  [ -n "${PARCAE_LOGIND_FOLDER:-}" ] || systemctl kill -s HUP systemd-logind || true
+fi
+
 # An anchor's dead man's switch: whoever holds the lease touches the file, or removes it at the end. A machine that
 # shuts down goes on costing its disk, so it has itself deleted. Nodes have no switch but their longest run time.
 if [ @DEAD_MAN_S@ != 0 ]; then

@@ -36,6 +36,17 @@ def test_a_clouds_record_is_written_and_read_again(parcae: Run, recorded: None) 
     assert one.code == 0 and one.out.count("add") == 4
 
 
+def test_each_clouds_record_is_its_own(parcae: Run, recorded: None, journal: Journal) -> None:
+    """What was seen of gcp's pools is written for gcp, and is no part of aws's."""
+    now = int(time.time() // 60)
+    rows = [PoolMinute(now, "g2-standard-8/us-central1-a", 7, 8), PoolMinute(now - 1, "g2/b", 2, 8)]
+    journal.put_capacity("third", "gcp", rows)
+    done = parcae("trace", "record", "--cloud", "gcp", "-")
+    assert done.code == 0 and done.out.count("add") == 9
+    assert parcae("trace", "record", "--cloud", "aws", "aws.csv").code == 0
+    assert json.loads(parcae("trace", "info", "aws.csv", "--json").out)["max_available"] == 6
+
+
 def test_what_cannot_be_recorded_is_refused(parcae: Run, recorded: None) -> None:
     """Each with exit code 2 and what to do instead; a file is never overwritten unasked."""
     Path("there.csv").touch()

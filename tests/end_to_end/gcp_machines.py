@@ -87,6 +87,7 @@ class GcpMachines:
             "PARCAE_STATE": str(folder / "state"),
             "PARCAE_SSH_FOLDER": str(folder / "ssh"),
             "PARCAE_RESTART_SSH": "true",
+            "PARCAE_LOGIND_FOLDER": str(folder / "logind"),
         }
         if self.zygote is not None:
             environment["PARCAE_ZYGOTE"] = str(self.zygote)

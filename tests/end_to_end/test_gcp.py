@@ -80,7 +80,10 @@ def test_the_budget_ends_a_job_before_it_is_overstepped_and_its_state_is_kept(
     machines: GcpMachines,
     tmp_path: Path,
 ) -> None:
-    """Three are wanted, two are affordable; it drains, its last step is in a checkpoint, nothing is left."""
+    """Three are wanted, two are affordable; it drains, its last step is in a checkpoint, nothing is left.
+
+    Its nodes do not power off when they are told to: that word comes with a notice, not after it.
+    """
     machines.zygote = zygote()
     compute.dearer = 12000.0  # 1 to 1.1 USD a second for each
     run = train(
@@ -94,6 +97,8 @@ def test_the_budget_ends_a_job_before_it_is_overstepped_and_its_state_is_kept(
     assert run.result.usd_on_demand > 0
     kept = target_of(str(tmp_path / "kept")).read()
     assert kept.step == len(run.metrics) > 0
+    heeded = [(node.folder / "logind/parcae.conf").read_text() for node in machines.nodes.values()]
+    assert heeded == ["[Login]\nHandlePowerKey=ignore\n"] * 2
     assert compute.live() == []
 
 
@@ -116,6 +121,7 @@ def test_an_anchor_that_nobody_holds_any_more_deletes_itself(
         anchor = rent_anchor(api, settings, folder, "job", "e2-standard-2", 0.067, list(ZONES))
         assert anchor_lives(folder)
         lease = machines.nodes[anchor.id].folder / "state/lease/held"
+        assert not (machines.nodes[anchor.id].folder / "logind").exists()
         if number:
             lease.unlink()
         else:

@@ -1,12 +1,14 @@
 """Watching Google's metadata server for the end of an instance.
 
-`instance/preempted` turns TRUE when the machine has been preempted; it is told to power off at once and loses
-its power some 30 s later (120 s where the preview field of the API asks for it). `instance/maintenance-event`
-announces the host's maintenance, for GPU machines up to an hour before: for us a hint without a deadline. A
-request with `wait_for_change` is held back until the value differs from the one with the ETag that we name.
+`instance/preempted` turns TRUE when the machine has been preempted. It is told to power off at once, which
+a node of ours does not heed, and loses its power 30 s later; where `preemptionNoticeDuration` is asked for,
+that word comes so much later. `instance/maintenance-event` announces the host's maintenance, for GPU
+machines up to an hour before: for us a hint without a deadline. A request with `wait_for_change` is held
+back until the value differs from the one with the ETag that we name.
 
-Source: Compute Engine's documentation, "Query VM metadata" and "Preemptible VM instances". Standard library
-only: agents start with it.
+Source: Compute Engine's documentation, "Query VM metadata" and "Spot VMs", and the API's own of
+`Scheduling` (`preemptionNoticeDuration`, `skipGuestOsShutdown`). Standard library only: agents start with
+it.
 """
 
 from __future__ import annotations
