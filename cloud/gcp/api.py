@@ -37,7 +37,7 @@ class Api:
             import google.auth
             from google.api_core.client_options import ClientOptions
             from google.auth.credentials import AnonymousCredentials
-            from google.auth.exceptions import DefaultCredentialsError
+            from google.auth.exceptions import GoogleAuthError
             from google.cloud import compute_v1
         except ImportError as error:
             raise CloudError(
@@ -52,9 +52,10 @@ class Api:
         else:
             try:
                 options["credentials"], default = google.auth.default()
-            except DefaultCredentialsError as error:
+            except GoogleAuthError as error:  # there are none, or they are not what they should be
+                said = " ".join(str(error).split())[:300].rstrip(".")
                 raise CredentialsError(
-                    "gcp: no credentials. Run `gcloud auth application-default login`"
+                    f"gcp: no credentials: {said}. Run `gcloud auth application-default login`"
                 ) from error
             found = found or default or ""
         if endpoint:

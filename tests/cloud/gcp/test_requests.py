@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from cloud.gcp.api import Api
+from cloud.gcp.api import ENDPOINT, Api
 from cloud.gcp.errors import Verdict, verdict_of
 from cloud.gcp.launch_record import LaunchRecord
+from cloud.gcp.market import prospects
 from cloud.gcp.requests import request_id
+from cloud.provider import CloudError, CredentialsError
 from cloud.types import InstanceState
 from parcae_cli.catalogue import load_fleet, load_measured_costs, load_model
 from runtime.control.job.job import LaunchRequest
@@ -22,6 +24,7 @@ from runtime.control.job.journal import Journal
 from runtime.control.providers.gcp import plan, setup
 from tests.cloud.gcp.fake_compute import MACHINE_TYPE, ZONES, FakeCompute
 from tests.cloud.gcp.test_provider import INSERT, TOKEN, provider_at, settings
+from tests.control.test_objects import FEDERATED
 
 
 def test_what_is_sent_is_what_the_dry_run_showed(
@@ -136,3 +139,23 @@ def test_a_longest_time_is_what_compute_engine_takes(key: str) -> None:
     for wrong in (29, 10368001):
         with pytest.raises(ValueError, match=rf"times\.{key}: Compute Engine takes 30 to 10368000 s"):
             settings(times={key: wrong})
+
+
+def test_credentials_that_cannot_be_used_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No file, a file that is none, and a federated identity whose own token is not there: told, with why."""
+    path = tmp_path / "credentials.json"
+    monkeypatch.delenv(ENDPOINT, raising=False)
+    monkeypatch.delenv("GOOGLE_CLOUD_PROJECT", raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+    for text, why in ((None, "was not found"), ("{}", "credentials.json")):
+        if text is not None:
+            path.write_text(text)
+        with pytest.raises(CredentialsError, match=rf"^gcp: no credentials: .*{why}.* Run `gcloud auth"):
+            Api()
+    path.write_text(json.dumps({**FEDERATED, "credential_source": {"file": str(tmp_path / "none")}}))
+    with pytest.raises(CloudError, match="no project"):
+        Api()
+    with pytest.raises(CredentialsError, match=rf"{tmp_path}/none.* was not found.*Check `gcloud auth"):
+        prospects(Api("project-1"), settings(), 1)
