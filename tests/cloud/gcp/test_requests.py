@@ -15,14 +15,14 @@ from cloud.gcp.api import ENDPOINT, Api
 from cloud.gcp.errors import Verdict, verdict_of
 from cloud.gcp.launch_record import LaunchRecord
 from cloud.gcp.market import prospects
-from cloud.gcp.requests import request_id
+from cloud.gcp.requests import delete_request, request_id
 from cloud.provider import CloudError, CredentialsError
 from cloud.types import InstanceState
 from parcae_cli.catalogue import load_fleet, load_measured_costs, load_model
 from runtime.control.job.job import LaunchRequest
 from runtime.control.job.journal import Journal
 from runtime.control.providers.gcp import plan, setup
-from tests.cloud.gcp.fake_compute import MACHINE_TYPE, ZONES, FakeCompute
+from tests.cloud.gcp.fake_compute import MACHINE_TYPE, PROJECT, ZONES, FakeCompute
 from tests.cloud.gcp.test_provider import INSERT, TOKEN, provider_at, settings
 from tests.control.test_objects import FEDERATED
 
@@ -71,7 +71,10 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
 def test_an_operations_name_is_on_the_disk_before_it_is_waited_for(
     compute: FakeCompute, tmp_path: Path
 ) -> None:
-    """Whoever goes on with the launch can look it up; the request itself is there before it is sent."""
+    """Whoever goes on with the launch can look it up; the request itself is there before it is sent.
+
+    Operations of a zone are waited for in the zone, at the endpoint that we were told of.
+    """
     seen: dict[str, list[dict[str, Any]]] = {}
 
     def look(method: str) -> None:
@@ -85,6 +88,12 @@ def test_an_operations_name_is_on_the_disk_before_it_is_waited_for(
         assert before == {"request": waiting["request"]}
         assert waiting["request"]["request_id"] == request_id(TOKEN, 0)
         assert waiting["operation"] in compute.operations
+        (name,) = compute.live()
+        api = Api()
+        ended = api.finish(
+            api.change("InstancesClient", "delete", delete_request(PROJECT, ZONES[0], name)), 5.0
+        )
+        assert (ended.status.name, compute.calls[-1]) == ("DONE", "zoneOperations.wait")
         await provider.close()
 
     asyncio.run(body())

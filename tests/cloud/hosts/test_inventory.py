@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cloud.hosts import inventory
 from cloud.hosts.inventory import InventoryError, read_inventory
 from cloud.types import OwnSshTarget
 
@@ -92,6 +93,18 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
         read_inventory(path)
     assert str(caught.value).startswith(str(path))
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("key", inventory._TYPES)
+def test_every_key_is_checked(tmp_path: Path, key: str) -> None:
+    """One of the wrong kind is refused by name; in [defaults] as well, where it may stand."""
+    path = write(tmp_path, f"[[host]]\naddress = 'a'\n[[host]]\n{key} = []\n")
+    with pytest.raises(InventoryError, match=rf"^{path}: host 2: {key}: \[\] is not "):
+        read_inventory(path)
+    if key not in ("name", "address"):
+        path = write(tmp_path, f"[defaults]\n{key} = []\n[[host]]\naddress = 'a'\n")
+        with pytest.raises(InventoryError, match=rf"^{path}: host 1: {key}: \[\] is not "):
+            read_inventory(path)
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
