@@ -98,3 +98,23 @@ def test_a_node_whose_worker_never_comes_back_is_replaced(
     told_of = [event["text"] for event in run.events]
     assert told_of.count("node2 is of no use: ending the instance") == 1
     assert "node4 joined" in told_of and told["node2/1"] == 2
+
+
+def test_a_node_whose_worker_hangs_before_it_was_ever_ready_is_replaced(
+    undisturbed: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says hello and lives, and nothing more comes of it: its instance is ended, and another trains."""
+    monkeypatch.setattr(local, "LinkTimes", partial(LinkTimes, unready_s=2.0))
+    send = Coordinator._send
+
+    def send_all_but_one(self: Coordinator, node: str, message: messages.Message) -> None:
+        if node != "node2" or not isinstance(message, messages.Configure):
+            send(self, node, message)
+
+    monkeypatch.setattr(Coordinator, "_send", send_all_but_one)
+    run = train(tmp_path, "hung", nodes=2, steps=10, speed=60)
+    assert run.result.state == "done", run.result.why
+    assert run.losses == undisturbed.losses[:10]
+    (told,) = [event for event in run.events if event["text"] == "node2 is of no use: ending the instance"]
+    assert told["why"] == "a worker has been there for 2 s without getting ready"
+    assert any(event["text"] == "node3 joined" for event in run.events)
