@@ -152,3 +152,5 @@ def test_a_jobs_limits_hold_and_its_capacity_can_be_replayed(compute: FakeComput
     code, said = parcae.run("trace", "record", "job", "seen.csv")
     assert code == 0, said
     assert (parcae.home / "seen.csv").read_text().count("add") == 2
+    code, said = parcae.run("trace", "record", "--cloud", "gcp", "-")  # of its pools, minute by minute
+    assert (code, said.count("add")) == (0, 2), said
