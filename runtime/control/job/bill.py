@@ -6,6 +6,8 @@ import time
 
 from cloud.types import Instance, InstanceState
 
+_GOING = (InstanceState.NOTICED, InstanceState.TERMINATING)
+
 
 class Bill:
     """What the instances have cost so far. `speed` is how much faster than the wall their time runs."""
@@ -46,8 +48,12 @@ class Bill:
 
     def per_hour(self) -> float:
         """USD per hour of what is held now, the anchor included."""
-        held = (instance for instance, ended_s in self._held.values() if ended_s is None)
-        return sum(instance.pool.spot_usd_per_hour for instance in held) + self._anchor[0]
+        return sum(instance.pool.spot_usd_per_hour for instance in self.held()) + self._anchor[0]
+
+    def lasting_per_hour(self) -> float:
+        """The same without what goes within minutes: another may have been rented in its place already."""
+        lasting = (one for one in self.held() if one.state not in _GOING)
+        return sum(instance.pool.spot_usd_per_hour for instance in lasting) + self._anchor[0]
 
     def held(self) -> list[Instance]:
         """The instances that have not ended."""

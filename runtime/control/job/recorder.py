@@ -268,9 +268,10 @@ class Recorder:
             return f"the budget is used up: {spent_usd:.2f} of {request.budget_usd:.2f} USD are spent"
         if request.max_hours is not None and hours >= request.max_hours:
             return f"the time is up: --max-hours is {request.max_hours:g}"
-        if request.max_usd_per_hour is not None and bill.per_hour() > request.max_usd_per_hour * 1.0001:
+        lasting_usd = bill.lasting_per_hour()
+        if request.max_usd_per_hour is not None and lasting_usd > request.max_usd_per_hour * 1.0001:
             return (
-                f"the fleet costs {bill.per_hour():.2f} USD an hour, "
+                f"the fleet costs {lasting_usd:.2f} USD an hour, "
                 f"--max-price-per-hour is {request.max_usd_per_hour:g}"
             )
         return ""
