@@ -239,6 +239,14 @@ def give_back(journal: Journal, name: str, cloud: str) -> list[str]:
     return [*ended, *(f"instance {one}" for one in module.sweep(journal.job_folder(name) / cloud))]
 
 
+def waits_to_be_fetched(journal: Journal, record: JobRecord) -> bool:
+    """Whether a job is done at an anchor that still costs money, with nobody left here who gives it back."""
+    from runtime.control.job.journal import JobState
+
+    done = record.at_anchor and record.state is JobState.DONE
+    return done and not record.launcher_alive and not _given_back(journal, record.name)
+
+
 def refresh(journal: Journal, name: str, logs: bool = False) -> None:
     """Before a job is shown: if it lives at an anchor, bring what is here up to date, or say why not."""
     from runtime.control.job.journal import UnknownJobError
@@ -289,13 +297,15 @@ def goes_on_there(journal: Journal, record: JobRecord) -> bool:
 def resume_at_anchor(home: Path, name: str, changes: Mapping[str, Any]) -> JobResult:
     """Have the anchor go on with a job whose launcher there has died or ended, or just follow one that lives.
 
+    Of a job that is done there the results are fetched, and the anchor is given back.
+
     Raises:
         FailedError: the anchor is gone, or there is nothing to go on with.
     """
     from cloud.anchor import AnchorRecord
     from runtime.control.anchor.mirror import mirror
     from runtime.control.anchor.remote import AnchorLostError, ask
-    from runtime.control.job.journal import Journal
+    from runtime.control.job.journal import JobState, Journal
 
     journal = Journal(home)
     try:
@@ -311,6 +321,9 @@ def resume_at_anchor(home: Path, name: str, changes: Mapping[str, Any]) -> JobRe
             seen = mirror(journal, name)
         except AnchorLostError as error:
             raise FailedError(str(error), f"End what it left: parcae down {name}") from error
+        if journal.job(name).state is JobState.DONE:
+            with undisturbed():
+                return _finish(journal, name, cloud)
         if seen.ended or not seen.launcher_alive:
             linger_s = record.spec["fleet"]["times"]["anchor_linger_s"]
             order = {"resume": True, "changes": dict(changes), "linger_s": linger_s}

@@ -72,6 +72,7 @@ def chosen(job: str | None) -> str:
         UsageError: there is none, or several and none was named.
         UnknownJobError, NotResumableError: the named one is not there, or cannot go on.
     """
+    from parcae_cli.anchored import waits_to_be_fetched
     from runtime.control.job.journal import Journal
     from runtime.control.job.past import resumable
 
@@ -81,6 +82,8 @@ def chosen(job: str | None) -> str:
     journal = Journal(home)
     try:
         if job is not None:
+            if waits_to_be_fetched(journal, journal.job(job)):
+                return job
             return resumable(journal, job).name
         going_on = [record for record in journal.jobs() if not record.state.ended]
         left = [record.name for record in going_on if not record.launcher_alive]

@@ -147,7 +147,8 @@ def test_training_goes_on_at_the_anchor_when_the_launching_machine_is_gone(
 ) -> None:
     """The local process is killed in mid-training; a later one follows, and the weights are a quiet run's.
 
-    The anchor is rented on demand, and is gone at the end with all that it rented.
+    The later one comes in mid-training, too (gcp), or finds the job done (aws): the result is the same. The
+    anchor is rented on demand, and is gone at the end with all that it rented.
     """
     job = launch(site, "--steps", str(STEPS))
     until(lambda: any(event["kind"] == "started" for event in events(site.parcae.home)), 60)
@@ -159,7 +160,13 @@ def test_training_goes_on_at_the_anchor_when_the_launching_machine_is_gone(
     there = home / "parcae" / "jobs" / "job" / "metrics.jsonl"
     seen = len(lines(there))
     until(lambda: len(lines(there)) > seen)  # training goes on
-    out, err = site.parcae.start("resume", "job", "--json").communicate(timeout=90)
+    if site.cloud == "aws":
+        until(lambda: state_of_job(home / "parcae") == "done", 60)
+        code, said = site.parcae.run("status", "job", "--json")
+        assert (code, "its anchor costs money" in said) == (0, True), said
+    process = site.parcae.start("resume", "job", "--json")
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 0, f"exit code {process.returncode}\nstdout: {out}\nstderr: {err}"
     result = json.loads(out)
     assert (result["state"], result["steps"]) == ("done", STEPS), err
     quiet = train(tmp_path, "quiet", model="gpt-tiny", nodes=2, steps=STEPS, seed=SEED, template=template())
@@ -171,6 +178,15 @@ def test_training_goes_on_at_the_anchor_when_the_launching_machine_is_gone(
     assert journal.job("job").state == "done"
     assert any(event.text == "the anchor is given back" for event in journal.events("job", 100))
     journal.close()
+
+
+def state_of_job(home: Path) -> str:
+    """As the journal below `home` has it."""
+    journal = Journal(home)
+    try:
+        return str(journal.job("job").state)
+    finally:
+        journal.close()
 
 
 def template() -> dict[str, Any]:

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from cloud.anchor import AnchorRecord
+from cloud.private_file import write_private
 from runtime.control.anchor.remote import AnchorLostError, ask
 from runtime.control.anchor.report import digest_before
 from runtime.control.job.journal import JobState, Journal
 
 _STATE = "mirror.json"
+# More than this machine can have said of a job since a mirror of it was killed.
+_LOCAL_EVENTS = 100
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,19 @@ def mirror(journal: Journal, job: str, logs: bool = False) -> Seen:
         have: dict[str, Any] = json.loads(state.read_text()) if state.exists() else {"events": 0}
         files = {name: _known(journal.job_folder(job) / name) for name in have.get("files", ())}
         told = ask(record, f"report {job}", {"events": have["events"], "files": files, "logs": logs})
+        # Whoever was killed between writing events and counting them has written them.
+        here = journal.events(job, len(told["events"]) + _LOCAL_EVENTS) if told["events"] else ()
+        written = {(one.time_s, one.kind, one.text, one.why) for one in here}
         for event in told["events"]:
+            if (event["time_s"], event["kind"], event["text"], event["why"]) in written:
+                continue
             journal.event(job, event["time_s"], event["kind"], event["text"], event["why"])
         for name, (start, text) in told["files"].items():
             _write(journal.job_folder(job), name, start, text)
         names = sorted({*have.get("files", ()), *told["files"]})
-        state.write_text(json.dumps({"events": have["events"] + len(told["events"]), "files": names}))
+        now = {"events": have["events"] + len(told["events"]), "files": names}
+        if now != have:  # whole or not at all: this process may be killed at any moment
+            write_private(state, json.dumps(now))
         there = told["job"]
         alive = bool(there and there["launcher_alive"])
         if there is not None:
