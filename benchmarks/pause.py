@@ -61,11 +61,11 @@ class Scale:
 
 
 SCALES = {
-    "gpt-tiny": Scale(24, 4, 1.6, 24, 6, 8, 24, 24, 40, 6),
+    "gpt-tiny": Scale(24, 4, 1.6, 24, 6, 8, 24, 24, 40, 8),
     "gpt-30m": Scale(10, 2, 5.0, 4, 1, 4, 6, 8, 20, 6),
 }
 QUICK = {
-    "gpt-tiny": Scale(24, 1, 1.6, 8, 2, 8, 24, 4, 40, 6),
+    "gpt-tiny": Scale(24, 1, 1.6, 8, 2, 8, 24, 8, 40, 8),
     "gpt-30m": Scale(10, 1, 5.0, 2, 0, 4, 6, 1, 20, 6),
 }
 
@@ -158,11 +158,7 @@ def deaths(home: Path, template: dict[str, Any], scale: Scale, score: Score) -> 
 
 
 def goodput(home: Path, template: dict[str, Any], scale: Scale, score: Score) -> None:
-    """Blocks with a change every 20 steps (a node is replaced) beside blocks without, in turns.
-
-    With so many nodes that one more makes no other layout the fastest: else there would be two changes, to
-    that layout when the new node comes and back when the old one goes.
-    """
+    """Blocks with a change every 20 steps (a node is replaced) beside blocks without, in turns."""
     each = scale.block // EVERY
     pairs = [["join notice"] * each + ["quiet"] * each, ["quiet"] * each + ["join notice"] * each]
     actions = ["quiet"] + [word for number in range(scale.pairs) for word in pairs[number % 2]]

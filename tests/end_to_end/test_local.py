@@ -124,6 +124,24 @@ def test_a_stopped_worker_is_replaced(undisturbed: Finished, tmp_path: Path) -> 
     assert_equal(run, undisturbed, tmp_path)
 
 
+def test_who_joins_takes_the_place_of_whoever_will_go(undisturbed: Finished, tmp_path: Path) -> None:
+    """Four nodes would be 2x2, but one of them has a notice: there is one change, and 1x3 stays 1x3."""
+
+    def replace(step: int, provider: LocalProvider) -> None:
+        if step == 5:
+            provider.announce("n1", 20.0)
+            provider.appear("n4")
+        joined = any(event["text"] == "n4 joined" for event in lines(tmp_path / "jobs/place/events.jsonl"))
+        if step > 5 and not joined:
+            time.sleep(0.05)  # a node boots meanwhile: the job must not be over before it is ready
+
+    trace = "0,add,n1\n0,add,n2\n0,add,n3\n"
+    run = train(tmp_path, "place", replace, trace=trace, nodes=4, steps=STEPS, policy="reactive")
+    assert_equal(run, undisturbed, tmp_path)
+    layouts = [str(record.after) for record in run.result.migrations]
+    assert layouts == ["1x3"]
+
+
 def test_too_few_nodes_are_waited_out(undisturbed: Finished, tmp_path: Path) -> None:
     """One node cannot hold the model: the job waits, says so, and goes on when another comes."""
     replaced = {10: ("n1", "n3"), 30: ("n2", "n4")}

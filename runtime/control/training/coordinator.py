@@ -112,7 +112,7 @@ class Coordinator:
                 self._course.planning.append(plan_types.IntervalElapsed())
                 self._course.planning += self._reception.spared(self._now_s())
                 self._giving_up.look(self._now_s(), self._training.lame_s, self._training.unready_s)
-            for node in self._roster.due(self._now_s(), lead_s):
+            for node in self._roster.due(self._now_s(), max(lead_s, self._foresight_s())):
                 self._course.planning.append(plan_types.NodeNoticed(node, self._roster.notices[node]))
             self._check_deadline()
             self._decide()
@@ -124,6 +124,15 @@ class Coordinator:
     def request_stop(self, request: StopRequest) -> None:
         """End the job as soon as the loop turns; safe to call from a signal handler."""
         self._fleet.events.put_nowait(request)  # type: ignore[arg-type]
+
+    def _foresight_s(self) -> float:
+        """How long before its deadline a notice counts in the next plan, though the node may train on longer.
+
+        Who joins may make another layout the fastest until a noticed node goes. A plan is made for an
+        interval: one that does not last so long would be two changes where one is enough.
+        """
+        joins = any(isinstance(event, plan_types.NodeJoined) for event in self._course.planning)
+        return self._training.interval_s if joins and self._course.phase is Phase.RUNNING else 0.0
 
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()
