@@ -91,12 +91,16 @@ class AheadCopy:
             )
             return self._stopped or here
 
-        self._hurry.set()
+        self.hurry()
         with self._changed:
             self._changed.wait_for(settled, timeout=_TAKE_S)
         self.stop()
         with self._changed:
             return {index: shadow.layer for index, shadow in self._shadows.items() if shadow.step == step}
+
+    def hurry(self) -> None:
+        """The switch is next: do not rest any more."""
+        self._hurry.set()
 
     def rescue(self) -> tuple[int, dict[int, LayerState]]:
         """End the copy and get what is whole of the newest step that came, and that step."""

@@ -35,13 +35,14 @@ _MOST_STEPS = 2
 
 @dataclass
 class _State:
-    """A layer's state before `step`. `live` is its own memory until `settle` has made a copy of the rest."""
+    """A layer's state before `step`: its own `live` memory, or a copy; `ours` is one to be used again."""
 
     layer: int
     step: int
     buffer: torch.Tensor
     generation: int
     live: bool = True
+    ours: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,19 +69,26 @@ class BackupSender:
         self._sending: _State | _Gradient | None = None
         self._socket: socket.socket | None = None
         self._piece = bytearray(_PIECE_BYTES)
+        self._spare: list[torch.Tensor] = []  # memory of copies that have been sent
         self._moved = False
         self._slow = False  # the last gradients came late: do not wait for them
         self._cost_s = 0.0
         self._generation = 0
         threading.Thread(target=self._run, name="backup-send", daemon=True).start()
 
-    def enter(self, generation: int) -> None:
-        """What is sent from now on is of this generation."""
-        self._generation = generation
+    def enter(self, generation: int, pushes: bool = True) -> None:
+        """What is sent from now on is of this generation, in which this worker `pushes` states or not."""
+        with self._changed:
+            self._generation = generation
+            if not pushes:
+                self._spare.clear()
 
     def push(self, step: int, buffers: Mapping[int, torch.Tensor]) -> None:
         """Send these layers' states before `step`; what is left of an older push is given up."""
         with self._changed:
+            self._spare += [state.buffer for state in self._states if state.ours]
+            shapes = {buffer.shape for buffer in buffers.values()}
+            self._spare = [memory for memory in self._spare if memory.shape in shapes]
             self._states = deque(
                 _State(layer, step, buffer, self._generation) for layer, buffer in buffers.items()
             )
@@ -101,8 +109,15 @@ class BackupSender:
             current = [self._sending] if isinstance(self._sending, _State) else []
             for state in [*current, *self._states]:
                 if state.live:
-                    state.buffer, state.live = state.buffer.clone(), False
+                    state.buffer, state.live, state.ours = self._copied(state.buffer), False, True
             self._cost_s += time.monotonic() - began_s
+
+    def _copied(self, live: torch.Tensor) -> torch.Tensor:
+        """A copy, in memory of an earlier one where it fits: fresh pages would cost more than the copy."""
+        for number, memory in enumerate(self._spare):
+            if memory.shape == live.shape:
+                return self._spare.pop(number).copy_(live)
+        return live.clone()
 
     def hold(self, over: Callable[[], bool]) -> None:
         """Wait until the gradients have arrived, for at most HOLD_LIMIT_S, or until the generation is `over`.
@@ -159,8 +174,10 @@ class BackupSender:
                 if not self._send(job):
                     self._disconnect()
                     self.clear()  # without this one the others are of no use
-            del job
             with self._changed:
+                if isinstance(job, _State) and job.ours:
+                    self._spare.append(job.buffer)
+                del job
                 self._cost_s += time.thread_time() - began_s
 
     def _send(self, job: _State | _Gradient) -> bool:

@@ -315,7 +315,7 @@ class Worker:
         fetch_s = time.monotonic() - began
         generation.waiter.check()
         if self._sender is not None:
-            self._sender.enter(message.generation)
+            self._sender.enter(message.generation, generation.pipeline == 0)
             if message.step != trainer.step:
                 self._sender.clear()
         trainer.enter(generation, message.step, arrived, left)
@@ -371,6 +371,8 @@ class Worker:
         generation, trainer = self._current, self._trainer
         assert generation is not None and trainer is not None and message.step == trainer.step
         self._point("commit")
+        if not message.proceed and (copy := self._copy) is not None:
+            copy.hurry()
         sender = self._sender if generation.pipeline == 0 else None
         self._apply(trainer, generation, message.scale, sender if message.stream else None)
         if message.push and sender is not None:

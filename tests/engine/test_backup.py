@@ -66,18 +66,28 @@ def test_streamed_gradients_make_the_backup_equal(following: Backup) -> None:
 
 
 def test_a_state_that_is_being_sent_is_of_one_step() -> None:
-    """The optimiser runs while half of the layer is on its way: what arrives is from before it."""
+    """The optimiser runs while half of the layer is on its way: what arrives is from before it.
+
+    So it is with every state, though the copy of one is made in the memory of the last one's.
+    """
     backup = Backup(layers=1, token=TOKEN)
-    buffer = torch.zeros(3, 4_000_000)
+    buffer = torch.zeros(3, 1_000_000)
     sender = BackupSender(Address(backup.host, backup.port), TOKEN)
     try:
-        sender.push(3, {0: buffer})
-        sender.settle()
-        buffer.fill_(1.0)
-        assert backup.wait_for(3, 20)
-        copy = backup.store.get(3, 0)
-        assert copy is not None
-        assert not any(copy)
+        for step in (3, 4, 5):
+            sender.push(step, {0: buffer})
+            sender.settle()
+            buffer.fill_(step)
+            assert backup.wait_for(step, 20)
+            copy = backup.store.get(step, 0)
+            assert copy is not None
+            assert bytes(copy) == bytes(bytes_of(torch.full_like(buffer, step - 1 if step > 3 else 0)))
+            backup.store.expect(step + 1)
+            with sender._changed:
+                assert sender._changed.wait_for(lambda: sender._sending is None, 20)
+            assert len(sender._spare) == 1
+        sender.enter(7, pushes=False)
+        assert sender._spare == []
     finally:
         backup.close()
 
