@@ -100,6 +100,7 @@ def kill_group(
             return Fate.KILLED
         if leader is not None and leader.start_ticks != record.start_ticks:
             return Fate.GONE
+        os.killpg(record.pid, 0)  # nobody in it: gone, and every process of the machine need not be looked at
         members = [pid for pid in groups().get(record.pid, ()) if start_ticks(pid) is not None]
         if not members:
             return Fate.GONE
