@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from cloud.gcp.api import ATTEMPTS, Api
+from cloud.gcp.inserts import settle
 from cloud.gcp.launch_record import LaunchRecord
 from cloud.gcp.market import preemptions, prospects
 from cloud.gcp.provider import GcpProvider
 from cloud.gcp.requests import Owner, bulk_insert_request, request_id
 from cloud.gcp.settings import GcpSettings
-from cloud.gcp.sweep import delete_until_gone, settle
+from cloud.gcp.sweep import delete_until_gone
 from cloud.provider import CloudError, CredentialsError, MaybeStillRunningError, QuotaError
 from cloud.types import InstanceState, Pool
 from parcae_cli.catalogue import load_fleet, load_measured_costs, load_model
