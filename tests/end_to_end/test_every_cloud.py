@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import math
+import statistics
 import subprocess
 import sys
 import threading
@@ -19,8 +22,11 @@ from cloud.local.metadata import MetadataService
 from cloud.settings import FleetSettings
 from parcae_cli.catalogue import load_fleet
 from parcae_cli.clouds import RENTED
+from runtime.control.fleet.events import WorkerMessage
+from runtime.control.fleet.fleet import Fleet
 from runtime.control.job.journal import Journal
 from runtime.control.job.launch import resume
+from runtime.control.messages import Vote
 from tests.cloud.aws.conftest import ec2, endpoint  # noqa: F401
 from tests.cloud.gcp.conftest import compute  # noqa: F401
 from tests.cloud.gcp.fake_compute import MACHINE_TYPE
@@ -32,7 +38,7 @@ from tests.end_to_end.sshd import rack
 
 pytestmark = pytest.mark.timeout(240)  # workers load torch several times over
 STEPS, NODES, FIRST_STEP = 40, 3, 5
-NOTICE_S = 4.0
+LOOK_S, LONGEST_HOLD_S = 0.05, 8.0
 TIMES = {
     "retry_s": 0.2, "grace_s": 3, "describe_s": 0.3, "notice_poll_s": 0.2, "cool_down_s": 1, "boot_s": 60,
     "lease_s": 20, "close_s": 10,
@@ -105,14 +111,14 @@ class Hosts:
     A host that went away comes back at once.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, notice_s: float) -> None:
         self._context = rack(folder)
         self._rack = self._context.__enter__()
         self._metadata: dict[str, Any] = {}
         for name, flavor in (("alpha", "aws"), ("beta", "gcp"), ("gamma", "aws")):
             machine, metadata = self._rack.add(name), Ec2Metadata() if flavor == "aws" else GceMetadata()
             machine.more = f'metadata = "{metadata.url}"\nmetadata_flavor = "{flavor}"\n'
-            machine.more += f"notice_s = {NOTICE_S}\n" if flavor == "gcp" else ""
+            machine.more += f"notice_s = {notice_s}\n" if flavor == "gcp" else ""
             self._metadata[name] = metadata
         self.options: dict[str, Any] = {"fleet": {"hosts": str(self._rack.hosts_toml())}}
 
@@ -166,14 +172,21 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return train(tmp_path_factory.mktemp("quiet"), "quiet", nodes=NODES, steps=STEPS)
 
 
+@pytest.fixture(scope="module")
+def notice_s(quiet: Finished) -> float:
+    """How long a notice is in this file: many steps, however fast this machine is today. Whole seconds."""
+    times = [line["time_s"] for line in quiet.metrics]
+    return max(4.0, math.ceil(40 * statistics.median(b - a for a, b in itertools.pairwise(times))))
+
+
 @pytest.fixture(params=["local", "hosts", "aws", "gcp"])
-def cloud(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, Cloud]]:
+def cloud(request: pytest.FixtureRequest, tmp_path: Path, notice_s: float) -> Iterator[tuple[str, Cloud]]:
     """Each cloud in turn; switched off in the end."""
     name = request.param
     if name == "local":
         yield name, Local()
     elif name == "hosts":
-        hosts = Hosts(tmp_path / "rack")
+        hosts = Hosts(tmp_path / "rack", notice_s)
         yield name, hosts
         hosts.close()
     elif name == "aws":
@@ -194,31 +207,50 @@ def cloud(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str,
 class Story:
     """One machine goes with a notice, another without, a third stays: each when the one before is over.
 
-    While something is awaited steps take longer, the longer the fewer are left, so that it happens before
-    training ends.
+    While something is awaited the nodes' votes are held back on their way, so that it happens before training
+    ends: each for a moment as long as a notice has to be obeyed, which takes some steps, and else until it
+    has happened. A vote that is held for too long is let go, for the launcher would call its node stuck.
     """
 
-    def __init__(self, where: Cloud, home: Path) -> None:
-        self._where, self._home = where, home
+    def __init__(self, where: Cloud, home: Path, notice_s: float) -> None:
+        self._where, self._home, self._notice_s = where, home, notice_s
         self._chapters = iter((self._warn, self._take, self._look))
-        self._awaited: Callable[[], bool] = lambda: False
+        self._awaited: Callable[[], bool] = lambda: True
+        self._stepped_s = 0.0
         self.names: list[str] = []
         self.deadline_s = 0.0
         self.workers: list[int] | None = None  # those that the third machine has had, in the end
 
     def __call__(self, step: int, provider: Any) -> None:
+        self._stepped_s = time.monotonic()
         if step == FIRST_STEP and not self.names:
             self.names = sorted(one.name for one in ledger(self._home))
+        if self.names and self.workers is None and self._awaited():
             next(self._chapters)(provider)
-        elif self.names and self.workers is None:
-            if self._awaited():
-                next(self._chapters)(provider)
+
+    def hold_votes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """From now on whatever a node says comes by way of this story."""
+        emit = Fleet._emit
+
+        def later(fleet: Fleet, event: Any) -> None:
+            vote = isinstance(event, WorkerMessage) and event.message["t"] == Vote.t
+            if vote and self._holds():
+                asyncio.get_running_loop().call_later(LOOK_S, later, fleet, event)
             else:
-                time.sleep(min(1.0, 60.0 / (STEPS - step) ** 2))
+                emit(fleet, event)
+
+        monkeypatch.setattr(Fleet, "_emit", later)
+
+    def _holds(self) -> bool:
+        if not self.names or self.workers is not None:
+            return False
+        obeyed = any(event["kind"] == "migration" for event in self._events())
+        most_s = LONGEST_HOLD_S if obeyed else self._notice_s / 12
+        return time.monotonic() - self._stepped_s < most_s and not self._awaited()
 
     def _warn(self, provider: Any) -> None:
-        self.deadline_s = time.time() + NOTICE_S
-        self._where.notice(provider, self.names[0], NOTICE_S)
+        self.deadline_s = time.time() + self._notice_s
+        self._where.notice(provider, self.names[0], self._notice_s)
         self._awaited = lambda: self._gone(0) and self._joined() > NODES
 
     def _take(self, provider: Any) -> None:
@@ -243,7 +275,11 @@ class Story:
 
 
 def test_a_job_lives_through_a_notice_and_a_loss(
-    quiet: Finished, cloud: tuple[str, Cloud], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quiet: Finished,
+    cloud: tuple[str, Cloud],
+    notice_s: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One machine goes with a notice and one without, others come, one stays and keeps its worker.
 
@@ -252,11 +288,12 @@ def test_a_job_lives_through_a_notice_and_a_loss(
     journal.
     """
     name, where = cloud
-    story = Story(where, tmp_path)
+    story = Story(where, tmp_path, notice_s)
+    story.hold_votes(monkeypatch)
     options = {"nodes": NODES, "steps": STEPS, **where.options}
     if name == "gcp":  # which gives 30 s at least, and a node there counts from when it hears of it
         monkeypatch.setattr(GcpSettings, "__post_init__", FleetSettings.__post_init__)
-        options["fleet"] = {**options["fleet"], "notice_s": int(NOTICE_S)}
+        options["fleet"] = {**options["fleet"], "notice_s": int(notice_s)}
     run = train(tmp_path, "story", story, cloud=name, **options)
     assert run.result.state == "done", run.result.why
     assert (run.result.samples_lost, run.result.samples_repeated) == (0, 0)
