@@ -100,7 +100,10 @@ def test_a_cut_connection_costs_nothing(undisturbed: Finished, machines: Rack, t
 
 
 def test_what_a_killed_launcher_left_is_ended_by_down(machines: Rack, tmp_path: Path) -> None:
-    """SIGKILL of `parcae launch`, then `parcae down`: no process and no file is left, and down says so."""
+    """SIGKILL of `parcae launch`, then `parcae down`: no process and no file is left, and down says so.
+
+    As long as a host cannot be reached it is named, with exit code 5; gc has nothing to do with hosts.
+    """
     machines.add("alpha")
     machines.add("beta")
     home = tmp_path / "home"
@@ -118,17 +121,29 @@ def test_what_a_killed_launcher_left_is_ended_by_down(machines: Rack, tmp_path: 
             time.sleep(0.05)
         launcher.kill()
     assert processes_of(machines.machines["alpha"].home)
-    down = subprocess.run(
-        [sys.executable, "-P", "-m", "parcae_cli.main", "down", "mine", "--json"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=tmp_path,
-    )
+
+    def parcae(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command[:4], *words, "--json"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=tmp_path,
+        )
+
+    assert (parcae("gc").returncode, json.loads(parcae("gc").stdout)["ended"]) == (0, {})
+    machines.machines["beta"].stop()  # its agent and worker go on
+    down = parcae("down", "mine")
+    assert down.returncode == 5
+    assert "host beta: beta refuses connections" in down.stderr
+    assert [*json.loads(down.stdout)["jobs"][0]["killed"]] == ["what ran on alpha"]
+    machines.machines["beta"].start()
+    down = parcae("down", "mine")
     assert down.returncode == 0, down.stderr
     (ended,) = json.loads(down.stdout)["jobs"]
     assert ended["killed"] == ["what ran on alpha", "what ran on beta"]
+    assert parcae("down", "mine").returncode == 0
     for machine in machines.machines.values():
         assert processes_of(machine.home) == []
         assert list(machine.home.glob(".cache/parcae/nodes/*")) == []

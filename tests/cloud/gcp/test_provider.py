@@ -61,6 +61,7 @@ def test_a_life_from_request_to_end(compute: FakeCompute, tmp_path: Path) -> Non
         assert await provider.request(3, TOKEN) == reply
         raw = next(iter(compute.instances.values()))
         assert raw["labels"]["parcae-job"] == "my-job"
+        assert raw["labels"]["parcae-token"] == TOKEN
         assert raw["scheduling"]["provisioningModel"] == "SPOT"
         assert raw["scheduling"]["instanceTerminationAction"] == "DELETE"
         assert raw["scheduling"]["maxRunDuration"] == {"seconds": "86400"}
@@ -248,6 +249,9 @@ def test_settings_are_checked_and_requests_follow_them() -> None:
     assert request["request_id"] == request_id(TOKEN, 3) != request_id(TOKEN, 2)
     assert list(resource["instance_flexibility_policy"]["instance_selections"]) == ["rank-0", "rank-1"]
     properties = resource["instance_properties"]
+    (disk,) = properties["disks"]
+    assert disk["initialize_params"]["labels"] == properties["labels"] == Owner("j", "l" * 20).labels(TOKEN)
+    assert (resource["count"], resource["min_count"]) == (2, 1)
     assert properties["scheduling"]["preemption_notice_duration"] == {"seconds": 120}
     assert properties["guest_accelerators"][0]["accelerator_type"] == "nvidia-tesla-t4"
     tomllib.loads((Path(__file__).parents[3] / "templates/fleets/gcp.toml").read_text())
