@@ -160,8 +160,10 @@ def test_an_insert_whose_answer_was_lost_leaks_nothing(
 
 
 def test_a_killed_launcher_is_swept_up_after(compute: FakeCompute, tmp_path: Path) -> None:
-    """From the record on the disk alone, whether it died before, in or after the call; twice is no error."""
-    for moment in ("before", "sent", "accepted"):
+    """From the record on the disk alone, whether it died before, in or after the call, and whatever the
+    operation came to; twice is no error.
+    """
+    for moment in ("before", "sent", "accepted", "failed"):
         folder = tmp_path / moment
         record = LaunchRecord.at(folder, "job", PROJECT, REGION)
         api = Api()
@@ -170,6 +172,8 @@ def test_a_killed_launcher_is_swept_up_after(compute: FakeCompute, tmp_path: Pat
             TOKEN, 0, "ssh-ed25519 AAAA", "true",
         )  # fmt: skip
         record.sending(request)
+        if moment == "failed":
+            compute.faults.append(Fault(INSERT, "INTERNAL_ERROR", inside=True))
         if moment != "before":
             operation = api.change("RegionInstancesClient", "bulk_insert", request)
             if moment == "accepted":
