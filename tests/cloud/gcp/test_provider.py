@@ -163,13 +163,13 @@ def test_a_killed_launcher_is_swept_up_after(compute: FakeCompute, tmp_path: Pat
     """From the record on the disk alone, whether it died before, in or after the call, and whatever the
     operation came to; twice is no error.
     """
-    for moment in ("before", "sent", "accepted", "failed"):
+    for number, moment in enumerate(("before", "sent", "accepted", "failed")):
         folder = tmp_path / moment
         record = LaunchRecord.at(folder, "job", PROJECT, REGION)
         api = Api()
         request = bulk_insert_request(
             record.owner, settings(), PROJECT, REGION, [Pool(ZONES[0], MACHINE_TYPE, 1, 0.0, 0.0)], 2, 1,
-            TOKEN, 0, "ssh-ed25519 AAAA", "true",
+            f"{number}" * 32, 0, "ssh-ed25519 AAAA", "true",
         )  # fmt: skip
         record.sending(request)
         if moment == "failed":
