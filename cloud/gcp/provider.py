@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -19,7 +19,7 @@ from cloud.gcp.settings import GcpSettings
 from cloud.gcp.sweep import delete, delete_until_gone, in_doubt, seen_instances
 from cloud.pools import INTERRUPTED
 from cloud.rented import RentedProvider, Seen
-from cloud.types import Instance, InstanceState, LaunchReply, Pool
+from cloud.types import Instance, InstanceState, LaunchReply, Notice, NoticeKind, Pool
 
 _STATES = {
     "PROVISIONING": InstanceState.BOOTING,
@@ -35,6 +35,9 @@ _STATES = {
     "DEPROVISIONING": InstanceState.TERMINATING,
 }
 _ENDED = InstanceState.TERMINATED
+# What an instance is called between the word to power off and the loss of its power, and how long that lasts
+# for a spot VM. Source: the API's description of `Scheduling.skipGuestOsShutdown`.
+_GOING, POWER_OFF_S = ("PENDING_STOP", "STOPPING"), 30.0
 
 
 def by_zone(pools: Sequence[Pool]) -> dict[str, list[Pool]]:
@@ -68,6 +71,7 @@ class GcpProvider(RentedProvider):
         self._api, self._settings, self._record = api, settings, record
         self._wanted = wanted
         self._script = startup_script(settings, record.host_key)
+        self._off_s: dict[str, float] = {}  # when those that were taken lose their power, on our steady clock
 
     async def start(self) -> None:
         """Nothing has to be made before an instance: keys and script travel with the request."""
@@ -182,8 +186,27 @@ class GcpProvider(RentedProvider):
             for pool in {self._seen[name].instance.pool for name in over if name not in self._given_back}:
                 self._pools.failed(pool.instance_type, pool.zone, INTERRUPTED, self._steady())
 
+    def notices(self) -> Mapping[str, Notice]:
+        """Who has been told to power off, and not by us: it was taken, and works on while it has power."""
+        ahead_s = self._clock() - self._steady()
+        with self._lock:
+            return {
+                name: Notice(NoticeKind.INTERRUPTION, off_s + ahead_s)
+                for name, off_s in self._off_s.items()
+                if not self._seen[name].going
+            }
+
+    def _state(self, row: Any) -> InstanceState:
+        """One that was taken is there until its power goes; called gone at once, its notice would be lost."""
+        if row.status in _GOING and row.name not in self._given_back and not self._closing:
+            now_s = self._steady()
+            # It may have been told just after our last look.
+            if now_s < self._off_s.setdefault(row.name, now_s + POWER_OFF_S - self._patience.describe_s):
+                return InstanceState.RUNNING
+        return _STATES.get(row.status, InstanceState.BOOTING)
+
     def _note(self, row: Any, token: str, born_s: float | None = None) -> None:
-        state = _STATES.get(row.status, InstanceState.BOOTING)
+        state = self._state(row)
         if (known := self._seen.get(row.name)) is None:
             zone, machine = last_part(row.zone), last_part(row.machine_type)
             instance = Instance(

@@ -22,15 +22,13 @@ from cloud.local.metadata import MetadataService
 from cloud.settings import FleetSettings
 from parcae_cli.catalogue import load_fleet
 from parcae_cli.clouds import RENTED
-from runtime.control.fleet.events import WorkerMessage
-from runtime.control.fleet.fleet import Fleet
 from runtime.control.job.journal import Journal
 from runtime.control.job.launch import resume
-from runtime.control.messages import Vote
 from tests.cloud.aws.conftest import ec2, endpoint  # noqa: F401
 from tests.cloud.gcp.conftest import compute  # noqa: F401
 from tests.cloud.gcp.fake_compute import MACHINE_TYPE
 from tests.cloud.gcp.metadata_server import GceMetadata
+from tests.end_to_end.brake import LONGEST_HOLD_S, Brake
 from tests.end_to_end.gcp_machines import GcpMachines
 from tests.end_to_end.harness import Finished, lines, processes_of, train
 from tests.end_to_end.machines import Machines, zygote
@@ -38,7 +36,6 @@ from tests.end_to_end.sshd import rack
 
 pytestmark = pytest.mark.timeout(240)  # workers load torch several times over
 STEPS, NODES, FIRST_STEP = 40, 3, 5
-LOOK_S, LONGEST_HOLD_S = 0.05, 8.0
 TIMES = {
     "retry_s": 0.2, "grace_s": 3, "describe_s": 0.3, "notice_poll_s": 0.2, "cool_down_s": 1, "boot_s": 60,
     "lease_s": 20, "close_s": 10,
@@ -209,44 +206,30 @@ class Story:
 
     While something is awaited the nodes' votes are held back on their way, so that it happens before training
     ends: each for a moment as long as a notice has to be obeyed, which takes some steps, and else until it
-    has happened. A vote that is held for too long is let go, for the launcher would call its node stuck.
+    has happened.
     """
 
-    def __init__(self, where: Cloud, home: Path, notice_s: float) -> None:
+    def __init__(self, where: Cloud, home: Path, notice_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
         self._where, self._home, self._notice_s = where, home, notice_s
+        self._brake = Brake(monkeypatch, self._held_s)
         self._chapters = iter((self._warn, self._take, self._look))
         self._awaited: Callable[[], bool] = lambda: True
-        self._stepped_s = 0.0
         self.names: list[str] = []
         self.deadline_s = 0.0
         self.workers: list[int] | None = None  # those that the third machine has had, in the end
 
     def __call__(self, step: int, provider: Any) -> None:
-        self._stepped_s = time.monotonic()
+        self._brake.stepped()
         if step == FIRST_STEP and not self.names:
             self.names = sorted(one.name for one in ledger(self._home))
         if self.names and self.workers is None and self._awaited():
             next(self._chapters)(provider)
 
-    def hold_votes(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """From now on whatever a node says comes by way of this story."""
-        emit = Fleet._emit
-
-        def later(fleet: Fleet, event: Any) -> None:
-            vote = isinstance(event, WorkerMessage) and event.message["t"] == Vote.t
-            if vote and self._holds():
-                asyncio.get_running_loop().call_later(LOOK_S, later, fleet, event)
-            else:
-                emit(fleet, event)
-
-        monkeypatch.setattr(Fleet, "_emit", later)
-
-    def _holds(self) -> bool:
-        if not self.names or self.workers is not None:
-            return False
+    def _held_s(self) -> float:
+        if not self.names or self.workers is not None or self._awaited():
+            return 0.0
         obeyed = any(event["kind"] == "migration" for event in self._events())
-        most_s = LONGEST_HOLD_S if obeyed else self._notice_s / 12
-        return time.monotonic() - self._stepped_s < most_s and not self._awaited()
+        return LONGEST_HOLD_S if obeyed else self._notice_s / 12
 
     def _warn(self, provider: Any) -> None:
         self.deadline_s = time.time() + self._notice_s
@@ -288,8 +271,7 @@ def test_a_job_lives_through_a_notice_and_a_loss(
     journal.
     """
     name, where = cloud
-    story = Story(where, tmp_path, notice_s)
-    story.hold_votes(monkeypatch)
+    story = Story(where, tmp_path, notice_s, monkeypatch)
     options = {"nodes": NODES, "steps": STEPS, **where.options}
     if name == "gcp":  # which gives 30 s at least, and a node there counts from when it hears of it
         monkeypatch.setattr(GcpSettings, "__post_init__", FleetSettings.__post_init__)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.end_to_end.brake import LONGEST_HOLD_S, Brake
 from tests.end_to_end.harness import STEPS, Finished, processes_of, train
 from tests.end_to_end.sshd import Rack, python_without_parcae, rack
 
@@ -52,7 +53,9 @@ def has_joined_again(home: Path, node: str) -> bool:
     return (home / "jobs/mine/events.jsonl").read_text().count(f"{node} joined") >= 2
 
 
-def test_a_machine_dies_and_comes_back(undisturbed: Finished, machines: Rack, tmp_path: Path) -> None:
+def test_a_machine_dies_and_comes_back(
+    undisturbed: Finished, machines: Rack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its death is a preemption, its return an allocation, and the weights are those of a quiet run.
 
     One machine is behind a jump host and has no Parcae, one does not forward sockets: the job does not mind.
@@ -63,15 +66,22 @@ def test_a_machine_dies_and_comes_back(undisturbed: Finished, machines: Rack, tm
     delta = machines.add("delta", extra="  ProxyJump alpha\n")
     delta.python = python_without_parcae(tmp_path / "venv")
     again: list[threading.Thread] = []
+    steps: list[int] = [0]
+
+    def held_s() -> float:  # while there is training left for it, the job goes on without it
+        late = steps[-1] >= 40 and not has_joined_again(tmp_path / "home", "beta")
+        return LONGEST_HOLD_S if late else 0.0
+
+    brake = Brake(monkeypatch, held_s)
 
     def disturb(step: int, provider: Any) -> None:
+        brake.stepped()
+        steps.append(step)
         if step == 10:
             beta.die()
         if step == 20:
             again.append(threading.Thread(target=beta.start))
             again[0].start()
-        if step > 20 and not has_joined_again(tmp_path / "home", "beta"):
-            time.sleep(0.1)  # a worker needs some seconds to load torch, and steps are short
 
     run = train_on(machines, tmp_path / "home", disturb)
     again[0].join()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from google.auth.exceptions import RefreshError, TransportError
 from cloud.gcp import sweep
 from cloud.gcp.api import Api
 from cloud.gcp.errors import ApiError
-from cloud.provider import CloudError, CredentialsError, QuotaError
-from cloud.types import InstanceState
+from cloud.gcp.provider import POWER_OFF_S
+from cloud.provider import CloudError, CredentialsError, QuotaError, TellsNotices
+from cloud.types import InstanceState, NoticeKind
 from tests.cloud.gcp.fake_compute import ZONES, FakeCompute, Fault
 from tests.cloud.gcp.test_provider import INSERT, TOKEN, provider_at
 
@@ -175,6 +177,38 @@ def test_a_first_pipeline_is_asked_for_whole_when_the_last_node_is_going(
         assert {one.state for one in await provider.describe()} == {InstanceState.TERMINATING}
         compute.capacity = dict.fromkeys(ZONES, 1)
         assert (await provider.request(2, TOKEN[::-1])).instances == ()
+        compute.instances.clear()
+
+    asyncio.run(body())
+
+
+def test_who_is_told_to_power_off_works_on_until_its_power_goes(compute: FakeCompute, tmp_path: Path) -> None:
+    """The list calls a preempted instance STOPPING for 30 s: a notice, not an end. Who we end is going."""
+
+    async def body() -> None:
+        provider = provider_at(tmp_path)
+        assert isinstance(provider, TellsNotices)
+        taken, kept, ended = (await provider.request(3, TOKEN)).instances
+        compute.stopping_s = 60.0
+        await provider.terminate([ended.name])
+        compute.instances[taken.name]["status"] = "STOPPING"
+
+        async def states() -> dict[str, InstanceState]:
+            provider._looked_s = 0.0
+            return {one.name: one.state for one in await provider.describe()}
+
+        going = {kept.name: InstanceState.RUNNING, ended.name: InstanceState.TERMINATING}
+        assert await states() == {taken.name: InstanceState.RUNNING, **going}
+        (notice,) = provider.notices().items()
+        assert notice[0] == taken.name
+        assert notice[1].kind is NoticeKind.INTERRUPTION
+        assert notice[1].deadline_s == pytest.approx(time.time() + POWER_OFF_S, abs=5.0)
+        steady = provider._steady
+        provider._steady = lambda: steady() + POWER_OFF_S
+        assert await states() == {taken.name: InstanceState.TERMINATING, **going}
+        assert provider.notices() == {}
+        compute.preempt(taken.name)
+        assert (await states())[taken.name] is InstanceState.TERMINATED
         compute.instances.clear()
 
     asyncio.run(body())
