@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from google.auth.exceptions import RefreshError, TransportError
 
+from cloud.gcp import api as gcp_api
 from cloud.gcp import sweep
 from cloud.gcp.api import Api
 from cloud.gcp.errors import ApiError
@@ -145,6 +147,21 @@ def test_only_our_own_loop_asks_again(compute: FakeCompute) -> None:
     compute.faults.append(Fault("instances.aggregatedList", "backendError", 503, times=2))
     assert sweep.instances_of(api, None) == []
     assert (len(pauses), compute.calls.count("instances.aggregatedList")) == (2, 3)
+
+
+def test_who_accepts_and_never_answers_is_given_up(
+    compute: FakeCompute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking has a deadline of its own, and is tried again: the library would wait for ten minutes."""
+    mute = threading.Event()
+    monkeypatch.setattr(gcp_api, "_CALL_TIMEOUT_S", 0.1)
+    compute.hold = lambda method: mute.wait(20) and None
+    try:
+        with pytest.raises(ApiError, match="backendError"):
+            sweep.instances_of(Api(pause=lambda pause_s: None), None)
+        assert not mute.is_set()
+    finally:
+        mute.set()
 
 
 @pytest.mark.parametrize("error", [TransportError("no route"), RefreshError("busy", retryable=True)])
