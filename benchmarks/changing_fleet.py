@@ -63,7 +63,8 @@ class Job:
 class Weather:
     """What happens to the fleet: called after every committed step, it acts every `gap` steps.
 
-    An action is one or more of the words join, notice, kill, stop and quiet.
+    An action is one or more of the words join, notice, kill, stop, dark and quiet; `dark` needs a network of
+    one's own (tests/end_to_end/own_network.py).
     """
 
     def __init__(self, home: Path, name: str, gap: int, actions: Sequence[str], notice_s: float) -> None:
@@ -73,7 +74,7 @@ class Weather:
         self._born, self._late = 0, False
         self._noticed: set[str] = set()
         self._draw = random.Random(1)
-        self.struck: dict[str, list[float]] = {"SIGKILL": [], "SIGSTOP": []}
+        self.struck: dict[str, list[float]] = {"SIGKILL": [], "SIGSTOP": [], "packets dropped": []}
 
     def __call__(self, step: int, provider: LocalProvider) -> None:
         """A step was committed."""
@@ -117,6 +118,17 @@ class Weather:
 
     def _stop(self, provider: LocalProvider) -> None:
         self._strike(provider, signal.SIGSTOP)
+
+    def _dark(self, provider: LocalProvider) -> None:
+        from tests.end_to_end.own_network import go_dark
+
+        name = self._draw.choice(self._members(provider))
+
+        def strike() -> None:
+            go_dark(provider, name)
+            self.struck["packets dropped"].append(time.monotonic())
+
+        provider.later(self._draw.uniform(0.0, 0.08), strike)
 
     def _strike(self, provider: LocalProvider, number: signal.Signals) -> None:
         name = self._draw.choice(self._members(provider))

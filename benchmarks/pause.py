@@ -15,6 +15,7 @@ commit, less the step that is done again. Everything shares this machine's cores
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import sys
 import tempfile
 import time
@@ -22,6 +23,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -157,6 +159,38 @@ def deaths(home: Path, template: dict[str, Any], scale: Scale, score: Score) -> 
             score.times(signal_name, job.after(moments), "s", targets[signal_name])
 
 
+def darkness(home: Path, template: dict[str, Any], scale: Scale, score: Score) -> None:
+    """Nodes whose packets are dropped, in a process of its own with a network of its own."""
+    from tests.end_to_end.own_network import why_not
+
+    if why := why_not():
+        score.say("packets dropped", f"not tried: {why}")
+        return
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    told = (home, template, scale, theirs)
+    child = multiprocessing.get_context("spawn").Process(target=in_the_dark, args=told)
+    child.start()
+    theirs.close()
+    try:
+        waits = ours.recv()
+    finally:
+        child.join()
+    times = LinkTimes()
+    score.times("packets dropped", waits, "s", times.mute_s + times.beat_s)
+
+
+def in_the_dark(home: Path, template: dict[str, Any], scale: Scale, told: Connection) -> None:
+    """The seconds from each node's going dark to the next commit, less the step that is done again."""
+    from tests.end_to_end.own_network import enter
+
+    enter()
+    name = f"{template['name']}-dark"
+    weather = Weather(home, name, scale.dead_gap, ["dark"] * scale.stops, 1.0)
+    nodes = (scale.dead_nodes + scale.stops, scale.dead_nodes + scale.stops)
+    job = train(home, name, template, nodes, scale.dead_gap * (scale.stops + 3), weather)
+    told.send(job.after(weather.struck["packets dropped"]))
+
+
 def goodput(home: Path, template: dict[str, Any], scale: Scale, score: Score) -> None:
     """Blocks with a change every 20 steps (a node is replaced) beside blocks without, in turns."""
     each = scale.block // EVERY
@@ -229,6 +263,8 @@ def main() -> int:
                     noticed(home, template, scale, score, ahead)
             if "deaths" in parts:
                 deaths(home, template, scale, score)
+                if scale.stops:
+                    darkness(home, template, scale, score)
             if "goodput" in parts:
                 goodput(home, template, scale, score)
         if "leak" in parts and models != ["gpt-30m"]:

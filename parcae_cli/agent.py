@@ -5,14 +5,26 @@ Imports nothing heavy.
 
 from __future__ import annotations
 
-import argparse
 import os
-from collections.abc import Sequence
-from pathlib import Path
+import sys
+
+TYPE_CHECKING = False  # typing takes longer to load than some starts do
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and the node's own settings from the environment; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if "PARCAE_AGENT_ZYGOTE" in os.environ and "--daemon" in words:
+        from parcae_cli.nursery import start_agent
+
+        if (code := start_agent(words)) is not None:
+            return code
+
+    import argparse
+    from pathlib import Path
+
     parser = argparse.ArgumentParser(prog="python -m parcae_cli.agent", description=__doc__)
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--daemon", action="store_true", help="start: detach, print one JSON line")
@@ -25,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--poll-s", type=float, default=5.0, help="period of looking for notices")
     parser.add_argument("--mute-s", type=float, default=3.0, help="kill a worker that is silent for so long")
     parser.add_argument("--gpus", type=int, default=1, help="start a worker for each of so many GPUs")
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_args(words)
 
     if parsed.attach is not None:
         from runtime.control.node.bridge import attach

@@ -1,14 +1,18 @@
-"""`python -m parcae_cli.zygote`: the process that forks workers for all nodes of this machine.
+"""`python -m parcae_cli.zygote`: the process that forks workers and agents for all nodes of this machine.
 
 Loading torch takes seconds of CPU; a fork of a process that has loaded it takes milliseconds. The zygote
 has one thread and never touches torch beyond the import, so that its children start clean. It leaves when
 its lifeline (a descriptor whose other end the launcher holds) closes.
+
+Who asks for a worker sends its control descriptor along, who asks for an agent's start its standard input,
+output and error: the child has them for its own, and answers with its exit code.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -56,33 +60,80 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _load(engine: str) -> None:
-    """Import what workers will need. What fails here fails again in the worker, where somebody is told."""
-    try:
-        importlib.import_module(engine)
-    except Exception:  # noqa: BLE001
-        traceback.print_exc()
+    """Import what children will need. What fails here fails again in the child, where somebody is told."""
+    for module in ("parcae_cli.agent", "runtime.control.node.daemon", engine):
+        try:
+            importlib.import_module(module)
+        except Exception:  # noqa: BLE001
+            traceback.print_exc()
+    gc.collect()
+    gc.freeze()  # else the first collection of each child would write to, and so copy, every page of these
 
 
 def _serve(connection: socket.socket, listener: socket.socket, lifeline_fd: int) -> None:
-    """Read one request with its control descriptor, fork, and answer `pid start`."""
-    first, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
-    if not first or len(descriptors) != 1:
-        return
-    control_fd = descriptors[0]
+    """Read one request with its descriptors and fork; a worker's birth is told as `pid start`."""
+    first, descriptors, _, _ = socket.recv_fds(connection, 1, 3)
     try:
+        if not first:
+            return
         with connection.makefile("rb") as lines:
             request = json.loads(first + lines.readline())
+        agent = "agent" in request
+        if len(descriptors) != (3 if agent else 1):
+            return
         pid = os.fork()
         if pid == 0:
             listener.close()
-            connection.close()
             os.close(lifeline_fd)
-            _become_worker(request, control_fd)
-        from cloud.processes import start_ticks
+            if agent:
+                _start_agent(request, descriptors, connection)
+            connection.close()
+            _become_worker(request, descriptors[0])
+        if not agent:
+            from cloud.processes import start_ticks
 
-        connection.sendall(f"{pid} {start_ticks(pid) or 0}".encode())
+            connection.sendall(f"{pid} {start_ticks(pid) or 0}".encode())
     finally:
-        os.close(control_fd)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _start_agent(request: dict[str, object], descriptors: Sequence[int], connection: socket.socket) -> None:
+    """The child: what the process that asked would have done. Never returns."""
+    code = 1
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setsid()
+        from cloud.processes import Register
+        from parcae_cli.agent import main as agent_main
+
+        _move(request)
+        register = os.environ.get("PARCAE_REGISTER")
+        if register is not None and not Register(Path(register)).enter("start"):
+            os._exit(1)
+        del os.environ["PARCAE_AGENT_ZYGOTE"]  # this is it
+        for own, given in enumerate(descriptors):
+            os.dup2(given, own)
+            os.close(given)
+        os.register_at_fork(after_in_child=connection.close)  # the daemon outlives its start
+        arguments = request["agent"]
+        assert isinstance(arguments, list)
+        code = agent_main([str(word) for word in arguments])
+        sys.stdout.flush()
+        connection.sendall(str(code).encode())
+    except BaseException:  # noqa: BLE001 - whoever asked sees it on its own standard error
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _move(request: dict[str, object]) -> None:
+    """Into the environment and the folder of whoever asked."""
+    environment = request["environment"]
+    assert isinstance(environment, dict)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(str(request["folder"]))
 
 
 def _become_worker(request: dict[str, object], control_fd: int) -> None:
@@ -102,9 +153,7 @@ def _become_worker(request: dict[str, object], control_fd: int) -> None:
         register = environment.get("PARCAE_REGISTER")
         if register is not None and not Register(Path(register)).enter("worker"):
             os._exit(1)
-        os.environ.clear()
-        os.environ.update(environment)
-        os.chdir(str(request["folder"]))
+        _move(request)
         null = os.open(os.devnull, os.O_RDONLY)
         log = os.open(str(request["log"]), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.dup2(null, 0)

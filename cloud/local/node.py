@@ -18,6 +18,7 @@ from cloud.processes import Fate, ProcessRecord, Register
 from cloud.types import Instance, SshTarget
 
 USERNAME = "parcae"
+_NICENESS = "10"
 _PIECE_BYTES = 65536
 
 # What a node inherits from the launching machine. Everything else (tokens, keys, cloud profiles) stays
@@ -146,7 +147,10 @@ class LocalNode:
 
     async def _serve(self, remote: asyncssh.SSHServerProcess[bytes]) -> None:
         """Run one command in its own process group; it outlives the SSH session, as on a real sshd."""
+        # What an instance does while it boots would cost its neighbours nothing if it were one.
+        yielding = ("nice", "-n", _NICENESS) if "PARCAE_AGENT_ZYGOTE" in self._environment else ()
         process = await asyncio.create_subprocess_exec(
+            *yielding,
             "/bin/sh",
             "-c",
             remote.command or "exec sh",

@@ -214,7 +214,7 @@ class LocalProvider:
         records: list[ProcessRecord] = [record for register in registers for record in register.kill()]
         left = await asyncio.to_thread(wait_until_gone, records, _GONE_WITHIN_S)
         # Daemons only: those that we started ourselves are waited for where they were started.
-        reap(record for record in records if record.role in ("agent", "worker"))
+        reap(record for record in records if record.role in ("agent", "start", "worker"))
         if left:
             numbers = ", ".join(str(record.pid) for record in left)
             raise MaybeStillRunningError(
@@ -356,7 +356,7 @@ class LocalProvider:
                 stdout=log,
                 stderr=log,
             )
-        self._environment["PARCAE_ZYGOTE"] = str(path)
+        self._environment |= dict.fromkeys(("PARCAE_ZYGOTE", "PARCAE_AGENT_ZYGOTE"), str(path))
 
 
 def _import_path() -> dict[str, str]:

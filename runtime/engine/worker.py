@@ -29,6 +29,7 @@ from runtime.engine.data import Corpus
 from runtime.engine.faults import FaultInjector
 from runtime.engine.generation import Generation, Graveyard, compute_device
 from runtime.engine.groups import StoreServer
+from runtime.engine.polite import politely
 from runtime.engine.state import LayerState
 from runtime.engine.trainer import Trainer
 from runtime.engine.transfer import NO_TRAFFIC, Address, FetchError, StateServer, Traffic, fetch_layers
@@ -155,13 +156,7 @@ class Worker:
 
     def _configure(self, message: messages.Configure) -> None:
         try:
-            model = parse_model(message.model, source=str(message.model.get("name")))
-            assert model.gpt is not None
-            corpus = Corpus([*map(found_on_node, message.corpus)], model.gpt.seq, model.gpt.vocab)
-            # On a GPU exact sums cost too much memory, and its kernels would not keep the promise anyway.
-            exact = message.exact and compute_device().type == "cpu"
-            trainer = Trainer(model, message.seed, corpus, exact, self._point)
-            corpus_digest = corpus.digest()
+            trainer, corpus_digest = politely(partial(self._load, message))
         except (InputError, CorpusError) as error:
             self._send(messages.Configured(0, "", error=str(error)))
             return
@@ -173,9 +168,18 @@ class Worker:
         if message.backup is not None:
             self._backup = Address(message.backup[0], message.backup[1])
             self._sender = BackupSender(self._backup, token, self._point)
-        self._trainer.warm_up()
-        self._configured = messages.Configured(trainer.samples, corpus_digest, self._trainer.parameters())
+        self._configured = messages.Configured(trainer.samples, corpus_digest, trainer.parameters())
         self._send(self._configured)
+
+    def _load(self, message: messages.Configure) -> tuple[Trainer, str]:
+        model = parse_model(message.model, source=str(message.model.get("name")))
+        assert model.gpt is not None
+        corpus = Corpus([*map(found_on_node, message.corpus)], model.gpt.seq, model.gpt.vocab)
+        # On a GPU exact sums cost too much memory, and its kernels would not keep the promise anyway.
+        exact = message.exact and compute_device().type == "cpu"
+        trainer = Trainer(model, message.seed, corpus, exact, self._point)
+        trainer.warm_up()
+        return trainer, corpus.digest()
 
     # ---- generations -----------------------------------------------------------------------------------
 

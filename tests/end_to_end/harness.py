@@ -98,4 +98,15 @@ def assert_equal(run: Finished, base: Finished, folder: Path) -> None:
     assert [line["step"] for line in run.metrics] == list(range(result.steps))
     assert run.losses == base.losses
     assert result.weights_sha256 == base.result.weights_sha256
-    assert processes_of(folder) == []
+    left = processes_of(folder)
+    assert left == [], [told_of(pid) for pid in left]
+
+
+def told_of(pid: int) -> str:
+    """What the kernel says of a process that should not be there."""
+    try:
+        status = (Path("/proc") / str(pid) / "status").read_text().split("\n")
+        command = (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return f"{pid} has gone meanwhile"
+    return f"{command}: {' '.join(status[:8])}"
