@@ -6,4 +6,8 @@ from __future__ import annotations
 RENTED = ("aws", "gcp")
 # Those where the launcher, too, can run on a machine that is rented.
 ANCHORED = ("aws", "gcp")
-CLOUDS = ("local", "hosts", *RENTED)
+# Those that are processes of this machine: a trace may decide which nodes there are; they have no terminal.
+HERE = ("local",)
+# Those whose machines are the user's own, named in a file.
+LISTED = ("hosts",)
+CLOUDS = (*HERE, *LISTED, *RENTED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from parcae_cli.clouds import ANCHORED, CLOUDS, RENTED
+from parcae_cli.clouds import ANCHORED, CLOUDS, HERE, LISTED, RENTED
 from parcae_cli.errors import UsageError
 
 
@@ -13,8 +13,10 @@ def check_cloud(cloud: str, trace: str | None) -> None:
     """Refuse clouds that are unknown, and a trace where it has no say."""
     if cloud not in CLOUDS:
         raise UsageError(f"--cloud {cloud}: no such cloud", f"There is: {', '.join(CLOUDS)}")
-    if trace is not None and cloud != "local":
-        raise UsageError(f"--trace is for --cloud local; {cloud} decides by itself which nodes there are")
+    if trace is not None and cloud not in HERE:
+        raise UsageError(
+            f"--trace is for --cloud {' or '.join(HERE)}; {cloud} decides by itself which nodes there are"
+        )
 
 
 def check_anchor(
@@ -50,7 +52,7 @@ def check_hosts(cloud: str, hosts: str | None) -> dict[str, str]:
         UsageError: there is a file and no use for it, or the other way round.
         InventoryError: the file is wrong.
     """
-    if (cloud == "hosts") != (hosts is not None):
+    if (cloud in LISTED) != (hosts is not None):
         raise UsageError(
             "--cloud hosts and --hosts FILE belong together", "Example: --cloud hosts --hosts hosts.toml"
         )

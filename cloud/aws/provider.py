@@ -65,6 +65,7 @@ class AwsProvider(RentedProvider):
         self._wanted, self._gpus = wanted, gpus
         self._watch: QueueWatch | None = None
         self._client_key, self._public = "", ("", "")
+        self._unsure: list[tuple[Region, Path]] = []  # requests of which every answer was lost
 
     async def start(self) -> None:
         """Key pair, security group, image and launch template: made, or found where they are there."""
@@ -121,13 +122,24 @@ class AwsProvider(RentedProvider):
     # --- launching
 
     def _replay(self, tokens: Sequence[str]) -> None:
+        self._unsure += [
+            (region, path)
+            for region in self._used()
+            for path in recent_requests(self._folder, region.name)
+            if path.name.rsplit("-", 1)[0] in tokens
+        ]
+        self._late()
+
+    def _late(self) -> list[Instance]:
+        """What earlier requests have brought whose answers were lost: they come before any new one."""
+        known = set(self._seen)
         try:
-            for region in self._used():
-                for path in recent_requests(self._folder, region.name):
-                    if path.name.rsplit("-", 1)[0] in tokens:
-                        self._replay_one(region, path)
+            while self._unsure:
+                self._replay_one(*self._unsure[0])
+                del self._unsure[0]
         except ApiError as error:
             raise error.sorted from error
+        return [one.instance for name, one in self._seen.items() if name not in known and not one.going]
 
     def _replay_one(self, region: Region, path: Path) -> None:
         try:
@@ -142,11 +154,11 @@ class AwsProvider(RentedProvider):
                     self._born(region, row, name, path.name.rsplit("-", 1)[0])
 
     def _launch(self, count: int, token: str) -> LaunchReply:
-        got: list[Instance] = []
+        got = self._late()
         problem: CloudError | None = None
         for number in range(_ROUNDS * len(self._regions)):
             region, missing = self._next_region(), count - len(got)
-            if region is None or not missing or self._closing:
+            if region is None or missing <= 0 or self._closing:
                 break
             plans = self._open(region)
             if not self._made_ready(region, plans):
@@ -156,11 +168,13 @@ class AwsProvider(RentedProvider):
                 self._record.owner, self._settings, plans, missing, least, token, number, region.template
             )
             # The request is on the disk before it is sent: whoever cleans up after us can repeat it.
-            folder = requests_folder(self._folder, region.name)
-            write_private(folder / f"{token}-{number}.json", json.dumps(request))
+            path = requests_folder(self._folder, region.name) / f"{token}-{number}.json"
+            write_private(path, json.dumps(request))
             try:
                 reply = region.api.call("create_fleet", request)
             except ApiError as error:
+                if error.verdict is Verdict.WAIT:
+                    self._unsure.append((region, path))
                 if error.verdict is not Verdict.NEXT_POOL:
                     problem = error.sorted
                     break
@@ -178,7 +192,7 @@ class AwsProvider(RentedProvider):
         if problem is not None and not got:
             raise problem
         shortage = "" if got else self._pools.shortage(self._steady(), self._askable())
-        return LaunchReply(tuple(got), count - len(got), str(problem or shortage), shortage)
+        return LaunchReply(tuple(got), max(0, count - len(got)), str(problem or shortage), shortage)
 
     def _made_ready(self, region: Region, plans: Sequence[PoolPlan]) -> bool:
         """Key pair, group and template are there. A region that refuses them is like one without capacity."""
@@ -336,9 +350,8 @@ class AwsProvider(RentedProvider):
             if error.verdict is not Verdict.NOT_FOUND:
                 raise
             if self._clock() - one.instance.launched_s > UNSEEN_FOR_S:
-                self._seen[one.instance.id] = replace(
-                    one, instance=one.instance.moved(InstanceState.TERMINATED)
-                )
+                ended = one.instance.moved(InstanceState.TERMINATED)
+                self._seen[one.instance.id] = replace(one, instance=ended)
             return []
         return [row for reservation in reply["Reservations"] for row in reservation["Instances"]]
 
@@ -382,8 +395,6 @@ class AwsProvider(RentedProvider):
             for row in rows:
                 self._note(row)
             for name in known - {row["InstanceId"] for row in rows}:
-                one = self._seen[name]
-                self._seen[name] = replace(
-                    one, instance=replace(one.instance, state=InstanceState.TERMINATED)
-                )
+                ended = replace(self._seen[name].instance, state=InstanceState.TERMINATED)
+                self._seen[name] = replace(self._seen[name], instance=ended)
         remove_launch(region.api, self._record.owner, self._settings.placement_group, self._record.events)

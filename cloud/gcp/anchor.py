@@ -13,7 +13,8 @@ from cloud.anchor import AnchorRecord, BootFiles, wait_for_address
 from cloud.ended import has_ended, mark_begun, mark_ended
 from cloud.gcp.api import Api
 from cloud.gcp.bootstrap import LEASE, STATE, startup_script
-from cloud.gcp.errors import ApiError, Verdict
+from cloud.gcp.errors import ApiError
+from cloud.gcp.inserts import insert
 from cloud.gcp.launch_record import LaunchRecord
 from cloud.gcp.requests import SSH_PORT_ITEM, Request, anchor_request, items_of
 from cloud.gcp.settings import GcpSettings
@@ -94,15 +95,10 @@ def _insert(api: Api, settings: GcpSettings, record: LaunchRecord, kind: str, zo
     whys = []
     for number, zone in enumerate(zones):
         request = request_in(record, settings, kind, zone, number)
-        record.sending(request)
         try:
-            operation = api.change("RegionInstancesClient", "bulk_insert", request)
-            record.accepted(request, operation.name)
-            api.finish(operation, settings.times.operation_s)
+            insert(api, record, request, settings.times.operation_s)
         except ApiError as error:
-            if error.verdict is not Verdict.WAIT:
-                record.done(request)
-            if error.verdict is not Verdict.NEXT_POOL:
+            if not error.elsewhere:
                 raise
             whys.append(f"{zone}: {error.code}")
             continue
@@ -115,7 +111,7 @@ def _with_address(
     api: Api, settings: GcpSettings, record: LaunchRecord, pause: Callable[[float], None]
 ) -> Any:
     def look() -> Any | None:
-        rows = instances_of(api, record.owner)
+        rows = instances_of(api, record.owner, record.region)
         if rows and rows[0].status in _OVER:
             raise CloudError(f"gcp: the anchor {rows[0].name} ended before it had booted")
         return rows[0] if rows and rows[0].status == "RUNNING" and rows[0].network_interfaces else None
@@ -133,7 +129,8 @@ def anchor_lives(folder: Path) -> bool:
         return False
     record = LaunchRecord.read(folder)
     try:
-        return any(row.status not in _OVER for row in instances_of(Api(record.project), record.owner))
+        rows = instances_of(Api(record.project), record.owner, record.region)
+        return any(row.status not in _OVER for row in rows)
     except ApiError as error:
         raise error.sorted from error
 

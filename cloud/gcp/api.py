@@ -16,6 +16,7 @@ from cloud.provider import CloudError, CredentialsError
 # The variable by which gcloud itself is told of another endpoint.
 ENDPOINT = "CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE"
 _CALL_TIMEOUT_S = 60.0
+_WAIT_TIMEOUT_S = 150.0  # an operation is waited for by calls of two minutes each
 ATTEMPTS = 5
 _FIRST_PAUSE_S = 0.5
 _LOG = logging.getLogger(__name__)
@@ -25,7 +26,8 @@ class Api:
     """One project. Every call may block and is to be made off the event loop. `pause` is for tests.
 
     Rate limits and hiccups of the service are waited out by ourselves, ever more slowly. That is harmless for
-    calls that make something too: they carry a request id, and ending what has ended is no error.
+    calls that make something too: they carry a request id, and ending what has ended is no error. The
+    library's own retries are off, for reading too: they would go on for ten minutes and tell nobody.
     """
 
     def __init__(self, project: str = "", pause: Callable[[float], None] = time.sleep) -> None:
@@ -79,12 +81,19 @@ class Api:
         Raises:
             ApiError: it was refused.
         """
-        return self._call(f"{client}.{method}", lambda: self._bound(client, method)(request=dict(request)))
+        bound = self._bound(client, method)
+        timeout_s = _WAIT_TIMEOUT_S if method == "wait" else _CALL_TIMEOUT_S
+        return self._call(
+            f"{client}.{method}", lambda: bound(request=dict(request), retry=None, timeout=timeout_s)
+        )
 
     def rows(self, client: str, method: str, request: Mapping[str, Any]) -> list[Any]:
         """Every row of a list, all pages."""
         bound = self._bound(client, method)
-        found: list[Any] = self._call(f"{client}.{method}", lambda: list(bound(request=dict(request))))
+        options = {"retry": None, "timeout": _CALL_TIMEOUT_S}
+        found: list[Any] = self._call(
+            f"{client}.{method}", lambda: list(bound(request=dict(request), **options))
+        )
         return found
 
     def change(self, client: str, method: str, request: Mapping[str, Any]) -> Any:
@@ -119,8 +128,10 @@ class Api:
                 said = f"{operation.name} has not ended in {timeout_s:g} s"
                 raise ApiError(call, "internalError", said, 504)
             operation = self.read(client, "wait", where)
-        for error in operation.error.errors:
-            raise ApiError(call, error.code, error.message, int(operation.http_error_status_code or 400))
+        status = int(operation.http_error_status_code or 400)
+        found = [ApiError(call, row.code, row.message, status, ended=True) for row in operation.error.errors]
+        for error in sorted(found, key=lambda error: error.elsewhere):  # what no other pool mends goes first
+            raise error
         return operation
 
     def _bound(self, client: str, method: str) -> Callable[..., Any]:
@@ -132,16 +143,21 @@ class Api:
             try:
                 return self._once(call, send)
             except ApiError as error:
+                error.again = attempt > 0
                 if error.verdict is not Verdict.WAIT:
                     raise
                 pause_s = _FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1.5)
                 _LOG.info("%s; again in %.1f s", error, pause_s)
             self._pause(pause_s)
-        return self._once(call, send)
+        try:
+            return self._once(call, send)
+        except ApiError as error:
+            error.again = True
+            raise
 
     def _once(self, call: str, send: Callable[[], Any]) -> Any:
         from google.api_core.exceptions import GoogleAPICallError, RetryError
-        from google.auth.exceptions import GoogleAuthError
+        from google.auth.exceptions import GoogleAuthError, TransportError
 
         try:
             return send()
@@ -151,6 +167,8 @@ class Api:
                 call, reasons[0] if reasons else type(error).__name__, error.message, int(error.code or 500)
             ) from error
         except GoogleAuthError as error:
+            if isinstance(error, TransportError) or error.retryable:  # nobody has refused us
+                raise ApiError(call, "backendError", str(error), 503) from error
             raise ApiError(call, "authError", str(error), 401) from error
         except (RetryError, OSError) as error:
             raise ApiError(call, "backendError", str(error), 503) from error

@@ -71,12 +71,31 @@ def verdict_of(code: str, http_status: int = 400) -> Verdict:
 
 
 class ApiError(Exception):
-    """A call that was refused, or an operation that failed."""
+    """A call that was refused, or an operation that failed.
 
-    def __init__(self, call: str, code: str, said: str, http_status: int = 400) -> None:
+    `ended`: an operation has ended with it, and the same request will bring that same end again.
+    `again`: the call had been sent before, and nobody knows what became of that.
+    """
+
+    def __init__(self, call: str, code: str, said: str, http_status: int = 400, ended: bool = False) -> None:
         super().__init__(f"gcp {call}: {code}: {said.strip().rstrip('.')}")
         self.code = code
         self.verdict = verdict_of(code, http_status)
+        self.ended, self.again = ended, False
+
+    @property
+    def refused(self) -> bool:
+        """Whether what was asked for was surely not carried out, now or before.
+
+        Who is not let in is not told what became of an earlier try.
+        """
+        unsure = (Verdict.WAIT, Verdict.CREDENTIALS) if self.again else (Verdict.WAIT,)
+        return self.ended or self.verdict not in unsure
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another pool may have what this one did not give."""
+        return self.verdict is Verdict.NEXT_POOL or (self.ended and self.verdict is Verdict.WAIT)
 
     @property
     def sorted(self) -> CloudError:

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from cloud.gcp.api import Api
 from cloud.gcp.bootstrap import startup_script
-from cloud.gcp.errors import ApiError, Verdict
+from cloud.gcp.errors import ApiError
+from cloud.gcp.inserts import insert, settle
 from cloud.gcp.launch_record import LaunchRecord
 from cloud.gcp.market import on_demand_usd_per_hour, prospects
 from cloud.gcp.requests import SSH_PORT_ITEM, TOKEN_LABEL, bulk_insert_request, items_of, last_part
 from cloud.gcp.settings import GcpSettings
-from cloud.gcp.sweep import (
-    delete,
-    delete_until_gone,
-    in_doubt,
-    instances_of,
-    seen_instances,
-    settle,
-)
+from cloud.gcp.sweep import delete, delete_until_gone, in_doubt, seen_instances
+from cloud.pools import INTERRUPTED
 from cloud.rented import RentedProvider, Seen
-from cloud.types import Instance, InstanceState, LaunchReply, Pool
+from cloud.types import Instance, InstanceState, LaunchReply, Notice, NoticeKind, Pool
 
 _STATES = {
     "PROVISIONING": InstanceState.BOOTING,
@@ -40,6 +35,9 @@ _STATES = {
     "DEPROVISIONING": InstanceState.TERMINATING,
 }
 _ENDED = InstanceState.TERMINATED
+# What an instance is called between the word to power off and the loss of its power, and how long that lasts
+# for a spot VM. Source: the API's description of `Scheduling.skipGuestOsShutdown`.
+_GOING, POWER_OFF_S = ("PENDING_STOP", "STOPPING"), 30.0
 
 
 def by_zone(pools: Sequence[Pool]) -> dict[str, list[Pool]]:
@@ -73,6 +71,7 @@ class GcpProvider(RentedProvider):
         self._api, self._settings, self._record = api, settings, record
         self._wanted = wanted
         self._script = startup_script(settings, record.host_key)
+        self._off_s: dict[str, float] = {}  # when those that were taken lose their power, on our steady clock
 
     async def start(self) -> None:
         """Nothing has to be made before an instance: keys and script travel with the request."""
@@ -86,18 +85,18 @@ class GcpProvider(RentedProvider):
             raise error.sorted from error
 
     def _launch(self, count: int, token: str) -> LaunchReply:
-        got: list[Instance] = []
-        held = any(not one.ended for one in list(self._seen.values()))
+        got = self._late()
+        held = any(not one.going for one in list(self._seen.values()))
         zones = by_zone(self._pools.open(self._steady()))
         for number, (zone, pools) in enumerate(zones.items()):
             missing = count - len(got)
-            if not missing or self._closing:
+            if missing <= 0 or self._closing:
                 break
             least = min(self._smallest, missing) if not held and not got else 1
             try:
                 new = self._bulk_insert(pools, missing, least, token, number)
             except ApiError as error:
-                if error.verdict is not Verdict.NEXT_POOL:
+                if not error.elsewhere:
                     if got:
                         break  # what came is reported; the same trouble comes again with the next request
                     raise error.sorted from error
@@ -107,7 +106,16 @@ class GcpProvider(RentedProvider):
             self._remember(pools, {one.pool.instance_type for one in new}, zone)
             got += new
         shortage = "" if got else self._pools.shortage(self._steady())
-        return LaunchReply(tuple(got), count - len(got), shortage, shortage)
+        return LaunchReply(tuple(got), max(0, count - len(got)), shortage, shortage)
+
+    def _late(self) -> list[Instance]:
+        """What earlier requests have brought whose answers were lost: they come before any new one."""
+        if not self._record.open_requests():
+            return []
+        known = set(self._seen)
+        self._replay(())
+        self._look()
+        return [one.instance for name, one in self._seen.items() if name not in known and not one.going]
 
     def _remember(self, asked: Sequence[Pool], gave: set[str], zone: str) -> None:
         """Those that gave are open; a better one that was passed over for them had nothing."""
@@ -123,10 +131,7 @@ class GcpProvider(RentedProvider):
     def _bulk_insert(
         self, pools: Sequence[Pool], count: int, least: int, token: str, number: int
     ) -> list[Instance]:
-        """Ask one zone, wait for the operation, and look what it brought.
-
-        The request is on the disk before it is sent, and its operation's name before it is waited for.
-        """
+        """Ask one zone, wait for the operation, and look what it brought."""
         record, api = self._record, self._api
         request = bulk_insert_request(
             record.owner,
@@ -141,16 +146,11 @@ class GcpProvider(RentedProvider):
             record.client_key.public,
             self._script,
         )
-        record.sending(request)
-        try:
-            operation = api.change("RegionInstancesClient", "bulk_insert", request)
-            record.accepted(request, operation.name)
-            api.finish(operation, self._settings.times.operation_s)
-        except ApiError as error:
-            if error.verdict is not Verdict.WAIT:  # else nobody knows: `settle` will find out
-                record.done(request)
-            raise
-        rows = [row for row in instances_of(api, record.owner) if row.labels.get(TOKEN_LABEL) == token]
+        insert(api, record, request, self._settings.times.operation_s)
+        found, dark = seen_instances(api, record.owner, record.region)
+        if (zone := pools[0].zone) in dark:  # what came is found by a later look
+            raise ApiError("InstancesClient.aggregated_list", "backendError", f"cannot see {zone}", 503)
+        rows = [row for row in found if row.labels.get(TOKEN_LABEL) == token]
         with self._lock:
             new = [row for row in rows if row.name not in self._seen]
             for row in new:
@@ -180,12 +180,33 @@ class GcpProvider(RentedProvider):
         with self._lock:
             for row in rows:
                 self._note(row, row.labels.get(TOKEN_LABEL, ""))
-            for name in set(known) - shown:
-                if self._seen[name].instance.pool.zone not in dark:
-                    self._move(name, _ENDED)
+            over = [name for name in set(known) - shown if self._seen[name].instance.pool.zone not in dark]
+            for name in over:
+                self._move(name, _ENDED)
+            for pool in {self._seen[name].instance.pool for name in over if name not in self._given_back}:
+                self._pools.failed(pool.instance_type, pool.zone, INTERRUPTED, self._steady())
+
+    def notices(self) -> Mapping[str, Notice]:
+        """Who has been told to power off, and not by us: it was taken, and works on while it has power."""
+        ahead_s = self._clock() - self._steady()
+        with self._lock:
+            return {
+                name: Notice(NoticeKind.INTERRUPTION, off_s + ahead_s)
+                for name, off_s in self._off_s.items()
+                if not self._seen[name].going
+            }
+
+    def _state(self, row: Any) -> InstanceState:
+        """One that was taken is there until its power goes; called gone at once, its notice would be lost."""
+        if row.status in _GOING and row.name not in self._given_back and not self._closing:
+            now_s = self._steady()
+            # It may have been told just after our last look.
+            if now_s < self._off_s.setdefault(row.name, now_s + POWER_OFF_S - self._patience.describe_s):
+                return InstanceState.RUNNING
+        return _STATES.get(row.status, InstanceState.BOOTING)
 
     def _note(self, row: Any, token: str, born_s: float | None = None) -> None:
-        state = _STATES.get(row.status, InstanceState.BOOTING)
+        state = self._state(row)
         if (known := self._seen.get(row.name)) is None:
             zone, machine = last_part(row.zone), last_part(row.machine_type)
             instance = Instance(

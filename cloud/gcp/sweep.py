@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,20 +10,22 @@ from typing import Any
 
 from cloud.gcp.api import Api
 from cloud.gcp.errors import ApiError, Verdict
+from cloud.gcp.inserts import settle
 from cloud.gcp.launch_record import LaunchRecord
 from cloud.gcp.requests import LAUNCH_LABEL, Owner, delete_request, last_part
 from cloud.provider import MaybeStillRunningError
 
 _FIRST_POLL_S, _POLL_S = 0.05, 2.0
+_AGAIN_S = 15.0  # who does not begin to end by then is asked again: the operation may have failed
 
 
-def instances_of(api: Api, owner: Owner | None) -> list[Any]:
-    """Every instance that the API knows of this launch; None: of any launch of Parcae's.
+def instances_of(api: Api, owner: Owner | None, region: str = "") -> list[Any]:
+    """Every instance that the API knows of this launch (in the region); None: of any launch of Parcae's.
 
     Raises:
-        ApiError: it was refused.
+        ApiError: it was refused, or a zone (of the region) cannot be seen.
     """
-    rows, dark = seen_instances(api, owner)
+    rows, dark = seen_instances(api, owner, region)
     if dark:
         raise ApiError("InstancesClient.aggregated_list", "backendError", f"cannot see {_list(dark)}", 503)
     return rows
@@ -50,25 +53,6 @@ def in_doubt(error: Exception, names: Iterable[str] = ()) -> MaybeStillRunningEr
     )
 
 
-def settle(api: Api, record: LaunchRecord, timeout_s: float) -> None:
-    """Find out what became of requests that were cut off, by sending them again under their own ids.
-
-    One that had been carried out brings its operation and nothing new. One that had not been makes
-    instances now, which the sweep that follows ends: that is dear, but for minutes only, and certain.
-
-    Raises:
-        ApiError: it cannot be found out.
-    """
-    for request in record.open_requests():
-        try:
-            operation = api.change("RegionInstancesClient", "bulk_insert", request)
-            api.finish(operation, timeout_s)
-        except ApiError as error:
-            if error.verdict in (Verdict.WAIT, Verdict.CREDENTIALS):
-                raise
-        record.done(request)
-
-
 def delete_until_gone(api: Api, owner: Owner, timeout_s: float, region: str = "") -> list[str]:
     """Delete every instance of the launch until the API shows none; the names of those that there were.
 
@@ -77,7 +61,7 @@ def delete_until_gone(api: Api, owner: Owner, timeout_s: float, region: str = ""
         ApiError: it was refused.
     """
     deadline_s = time.monotonic() + timeout_s
-    asked: set[str] = set()
+    asked_s: dict[str, float] = {}
     names: set[str] = set()
     pause_s = _FIRST_POLL_S
     while True:
@@ -86,10 +70,10 @@ def delete_until_gone(api: Api, owner: Owner, timeout_s: float, region: str = ""
         if not rows and not dark:
             return sorted(names)
         for row in rows:
-            if row.name in asked or row.status == "STOPPING":
+            if row.status == "STOPPING" or time.monotonic() - asked_s.get(row.name, -math.inf) < _AGAIN_S:
                 continue
             if delete(api, row.name, last_part(row.zone)):
-                asked.add(row.name)
+                asked_s[row.name] = time.monotonic()
         if time.monotonic() > deadline_s:
             left = f"still shows {_list(row.name for row in rows)}" if rows else f"cannot see {_list(dark)}"
             raise MaybeStillRunningError(

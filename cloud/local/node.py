@@ -19,6 +19,7 @@ from cloud.types import Instance, SshTarget
 
 USERNAME = "parcae"
 _NICENESS = "10"
+_PIECE_BYTES = 65536
 
 # What a node inherits from the launching machine. Everything else (tokens, keys, cloud profiles) stays
 # outside.
@@ -161,13 +162,14 @@ class LocalNode:
             stderr=asyncio.subprocess.PIPE,
         )
         self._processes.add(process)
+        feeding = asyncio.create_task(_feed(remote, process.stdin))
         try:
             if not self.register.enter("command", process.pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
             with contextlib.suppress(asyncssh.Error, OSError):
                 # A command may close one of its outputs and go on with the other.
-                await remote.redirect(process.stdin, process.stdout, process.stderr, send_eof=False)
+                await remote.redirect(None, process.stdout, process.stderr, send_eof=False)
                 status = await process.wait()
                 await remote.stdout.drain()  # without this the last lines can be lost
                 if status >= 0:
@@ -178,7 +180,21 @@ class LocalNode:
                 await remote.wait_closed()
             await process.wait()
         finally:
+            feeding.cancel()
             self._processes.discard(process)
+
+
+async def _feed(remote: asyncssh.SSHServerProcess[bytes], stdin: asyncio.StreamWriter | None) -> None:
+    """Pass on what the far side says, until it says no more or nobody reads it.
+
+    asyncssh would do it, but with a queue that it waits for only where a session ends in good order.
+    """
+    assert stdin is not None
+    with contextlib.suppress(OSError, asyncssh.Error):
+        while data := await remote.stdin.read(_PIECE_BYTES):
+            stdin.write(data)
+            await stdin.drain()
+    stdin.close()
 
 
 class _Gate(asyncssh.SSHServer):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from parcae_cli.clouds import RENTED
+from parcae_cli.clouds import LISTED, RENTED
 from parcae_cli.errors import MayBeRunning, UsageError
 from parcae_cli.home import parcae_home
 
@@ -111,12 +111,11 @@ def end_job(journal: Journal, record: JobRecord) -> Ended:
         ended, unclear = _end_at_anchor(journal, record)
         killed, left = [*killed, *ended], [*left, *unclear]
     cloud = str(record.spec.get("cloud"))
-    if cloud in RENTED and not doubtful:
-        ended, unclear = _sweep_rented(cloud, journal.job_folder(record.name) / cloud)
+    if cloud in (*LISTED, *RENTED) and not doubtful:
+        from runtime.control.providers import cloud_module
+
+        ended, unclear = cloud_module(cloud).sweep_job(journal, record)
         killed, left = [*killed, *ended], [*left, *unclear]
-    if cloud == "hosts" and not doubtful:
-        cleared, unclear = _sweep_hosts(journal, record)
-        killed, left = [*killed, *cleared], [*left, *unclear]
     doubtful += [f"{record.name}: {what}" for what in left]
     if not doubtful:
         _close(journal, record.name)
@@ -155,29 +154,6 @@ def _sweep(folder: Path) -> tuple[list[str], list[str]]:
         [f"{what.role} {what.pid} of {what.node}" for what in found] for found in sweep(folder)
     )
     return killed, doubtful
-
-
-def _sweep_hosts(journal: Journal, record: JobRecord) -> tuple[list[str], list[str]]:
-    """End what the job has left on hosts of the user's own, as `_sweep` does on this machine."""
-    from runtime.control.providers.hosts import sweep
-
-    instances = [row.instance for row in journal.instances(record.name, live_only=True)]
-    if not instances:
-        return [], []
-    logs = journal.job_folder(record.name) / "logs"
-    cleared, unclear = sweep(record.name, Path(record.spec["fleet"]["hosts"]), instances, logs)
-    return [f"what ran on {name}" for name in cleared], list(unclear)
-
-
-def _sweep_rented(cloud: str, folder: Path) -> tuple[list[str], list[str]]:
-    """Terminate what the job has left at the cloud, and wait for the API's word."""
-    from cloud.provider import CloudError
-    from runtime.control.providers import cloud_module
-
-    try:
-        return [f"instance {name}" for name in cloud_module(cloud).sweep(folder)], []
-    except CloudError as error:
-        return [], [str(error)]
 
 
 def _end_at_anchor(journal: Journal, record: JobRecord) -> tuple[list[str], list[str]]:

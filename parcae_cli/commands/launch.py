@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from parcae_cli.clouds import RENTED
+from parcae_cli.clouds import HERE, RENTED
 from parcae_cli.errors import FailedError, Interrupted, UsageError
 from parcae_cli.job_file import lay_under
 from parcae_cli.launch_checks import (
@@ -196,7 +196,7 @@ def launch(
             f"--policy {policy}: a job can follow {', '.join(POLICIES[:-1])} or {POLICIES[-1]}",
             "Others: parcae replay",
         )
-    if policy == "redundancy" and (cloud != "local" or (gpus_per_node or 1) > 1):
+    if policy == "redundancy" and (cloud not in HERE or (gpus_per_node or 1) > 1):
         raise UsageError(
             "--policy redundancy is for --cloud local, with one worker a node: copies go over gloo, not NCCL",
             "Leave out --cloud and --gpus-per-node, or take another --policy",
@@ -272,7 +272,7 @@ def planned(request: LaunchRequest) -> Mapping[str, Any] | None:
 
     spec = parse_model(request.template, request.model)
     plan = cloud_plan(request, spec)
-    if plan is None and request.cloud == "local":
+    if plan is None and request.cloud in HERE:
         check_nodes(request, spec)
     return plan
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from parcae_cli.clouds import HERE
 from parcae_cli.errors import FailedError, UsageError
 from parcae_cli.home import parcae_home
 
@@ -75,7 +76,7 @@ def ssh(
         _list(job, doors, booting, as_json)
         return
     name = _chosen(job, node, doors, booting)
-    raise typer.Exit(go(name, doors[name], command, terminal=record.spec.get("cloud") != "local"))
+    raise typer.Exit(go(name, doors[name], command, terminal=record.spec.get("cloud") not in HERE))
 
 
 def running_job(journal: Journal, name: str) -> JobRecord:

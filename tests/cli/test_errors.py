@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cloud.gcp.api import ENDPOINT
 from cloud.provider import (
     CloudError,
     CredentialsError,
@@ -72,6 +73,12 @@ def is_one_line(done: Done, *words: str) -> bool:
         (["launch", "gpt-tiny", "--cloud", "azure"], ["azure", "local"]),
         (["launch", "gpt-tiny", "--cloud", "aws"], ["--cloud aws spends money", "--dry-run"]),
         (["launch", "gpt-tiny", "--fleet", "x.toml"], ["--fleet", "local has no such settings"]),
+        (["launch", "gpt-tiny", "--cloud", "gcp"], ["--cloud gcp spends money", "--dry-run"]),
+        (["launch", "gpt-tiny", "--cloud", "gcp", "--region", "a,b"], ["gcp takes one region"]),
+        (["launch", "gpt-tiny", "--cloud", "gcp", "--hosts", "x.toml"], ["--cloud hosts and --hosts FILE"]),
+        (["launch", "gpt-tiny", "--cloud", "gcp", "--trace", "x.csv"], ["--trace", "gcp decides by itself"]),
+        (["launch", "gpt-tiny", "--cloud", "gcp", "--fleet", "no.toml"], ["no.toml"]),
+        (["launch", "gpt-tiny", "--cloud", "hosts", "--region", "a"], ["--hosts FILE"]),
         (["launch", "gpt-tiny", "--cloud", "hosts"], ["--hosts FILE"]),
         (["launch", "gpt-tiny", "--hosts", "x.toml"], ["--cloud hosts"]),
         (["launch", "gpt-tiny", "--cloud", "hosts", "--hosts", "x.toml"], ["x.toml: cannot be read"]),
@@ -294,6 +301,22 @@ def test_what_a_newcomer_may_well_try_is_one_line(
     """Numbers that are none, a full disk, folders for files, empty names, too few nodes in a dry run."""
     done = parcae(*words)
     assert done.code == code and is_one_line(done, said)
+
+
+@pytest.mark.parametrize("more", [("--dry-run",), ("--yes",)])
+def test_a_cloud_without_credentials_is_one_line_and_exit_code_4(
+    parcae: Run, home: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    """It says how to get some; a dry run shows the market and needs them as well. No job is begun."""
+    pytest.importorskip("google.cloud.compute_v1", reason="needs pip install 'parcae-cli[gcp]'")
+    for name in ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT", ENDPOINT):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(home))  # what gcloud would keep in the user's home
+    monkeypatch.setenv("NO_GCE_CHECK", "true")  # this machine is none of Google's
+    done = parcae("launch", "gpt3-6b", "--cloud", "gcp", "--nodes", 16, *more)
+    assert done.code == 4
+    assert is_one_line(done, "gcp: no credentials", "gcloud auth application-default login")
+    assert json.loads(parcae("status", "--json").out) == {"job": None, "state": None}
 
 
 def test_a_wrong_trace_is_refused_by_a_dry_run(parcae: Run) -> None:

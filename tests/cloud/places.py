@@ -1,4 +1,4 @@
-"""The clouds as test_every_provider.py sees them: the provider over its double, and what can go wrong there.
+"""The clouds as the tests of all of them see them: the provider over its double, and what can go wrong there.
 
 A place is one launch at one cloud. `provider` is what a process of that launch has; calling it again is what
 a successor of that process has, with nothing but the disk and the cloud to go by.

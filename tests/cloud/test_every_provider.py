@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cloud.provider import CloudError, CredentialsError, MaybeStillRunningError, NoCapacityError, QuotaError
+from cloud.provider import CloudError, MaybeStillRunningError, NoCapacityError, QuotaError
 from cloud.types import InstanceState
 from runtime.control.fleet.fleet import Fleet, InstanceChanged, LinkTimes, RentFailed
 from tests.cloud.aws.conftest import ec2, endpoint  # noqa: F401
 from tests.cloud.gcp.conftest import compute  # noqa: F401
 from tests.cloud.places import Gate, at, living, place_of
 
-TOKENS = [f"{number:032x}" for number in range(9)]
-NO_API = {
-    "local": "no API stands between: a call cannot be refused or lost",
-    "hosts": "no account and no API: what SSH does is the fleet's to survive",
-}
+TOKENS = [f"{number}" * 32 for number in range(9)]
 
 
 @pytest.fixture
@@ -154,6 +149,8 @@ def test_an_interruption_without_a_notice_is_seen(place: Any) -> None:
         place.refill(provider)
         (new,) = (await provider.request(1, TOKENS[1])).instances
         assert new.id not in (lost.id, kept.id)
+        if place.name in ("aws", "gcp"):  # who has just taken one back is left alone for a while
+            assert new.pool != lost.pool
         await provider.close()
         assert place.live() == set()
 
@@ -265,134 +262,5 @@ def test_a_job_is_told_once_that_nothing_is_to_be_had(place: Any) -> None:
         await until(rented)
         await fleet.stop()
         assert place.live() == set()
-
-    asyncio.run(scene())
-
-
-@at("aws", "gcp", **NO_API)
-def test_expired_credentials_take_nothing_away(place: Any) -> None:
-    """In mid-job: told once, nobody is given up; the end names its doubt, and a sweep mends it."""
-
-    async def scene() -> None:
-        provider = place.provider()
-        fleet = Fleet(provider, None, "job", 2, times=LinkTimes(retry_s=0.05, boot_s=60.0), poll_s=0.05)
-        await fleet.start()
-
-        async def held() -> bool:
-            return len(fleet._links) == 2
-
-        await until(held)
-        names = set(fleet._links)
-        mend = place.refuse("expired")
-        seen = []
-        async with asyncio.timeout(10):
-            while not any(isinstance(event, RentFailed) and event.error for event in seen):
-                seen.append(await fleet.events.get())
-        told = seen[-1]
-        assert isinstance(told.error, CredentialsError)
-        provider._looked_s = 0.0
-        await asyncio.sleep(0.3)  # it asks the API several times more
-        while not fleet.events.empty():
-            seen.append(fleet.events.get_nowait())
-        assert sum(isinstance(event, RentFailed) and event.error is not None for event in seen) == 1
-        assert set(fleet._links) == names
-        with pytest.raises(MaybeStillRunningError) as caught:
-            await fleet.stop()
-        assert all(name in str(caught.value) for name in names), "it says who may still be running"
-        assert place.live() == names
-        with pytest.raises(MaybeStillRunningError):
-            await asyncio.to_thread(place.sweep)
-        mend()
-        assert set(await asyncio.to_thread(place.sweep)) == names
-        assert place.live() == set()
-        assert place.sweep() == []
-
-    asyncio.run(scene())
-
-
-@at("aws", "gcp", **NO_API)
-def test_throttling_is_waited_out_ever_more_slowly(place: Any) -> None:
-    """Two refusals by the rate limiter cost two growing pauses at each call, and no instance too many."""
-
-    async def scene() -> None:
-        provider = place.provider()
-        await provider.start()
-        place.pauses.clear()
-        place.refuse("throttled", 2)
-        reply = await provider.request(1, TOKENS[0])
-        assert {one.name for one in reply.instances} == place.live()
-        assert len(place.live()) == 1
-        assert len(place.pauses) == 2
-        place.refuse("throttled", 2)
-        provider._looked_s = 0.0
-        assert await living(provider) == place.live()
-        assert len(place.pauses) == 4
-        place.refuse("throttled", 2)
-        await provider.close()
-        assert place.live() == set()
-
-    asyncio.run(scene())
-
-
-@at("aws", "gcp", **NO_API)
-def test_a_lost_answer_rents_nothing_twice(place: Any) -> None:
-    """The launch was carried out and its answer broke: asked again, it is the same launch."""
-    place.refuse("lost", 1)
-
-    async def scene() -> None:
-        provider = place.provider()
-        await provider.start()
-        reply = await provider.request(2, TOKENS[0])
-        assert {one.name for one in reply.instances} == place.live()
-        assert len(place.live()) == 2
-        await provider.close()
-        assert place.live() == set()
-
-    asyncio.run(scene())
-
-
-@at(
-    "aws",
-    "gcp",
-    local="runs by the clock of this machine alone",
-    hosts="keeps its times by the monotonic clock",
-)
-def test_a_clock_that_is_set_back_stops_nothing(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An hour back in mid-job: instances are looked at, pools that rest open again, ages are our own."""
-
-    async def scene() -> None:
-        provider = place.provider()
-        now_s = time.time
-        await provider.start()
-        (instance,) = (await provider.request(1, TOKENS[0])).instances
-        await provider.describe()
-        place.empty(provider)
-        assert (await provider.request(1, TOKENS[1])).shortage
-        monkeypatch.setattr(time, "time", lambda: now_s() - 3600)
-        provider._clock = time.time
-        place.take(provider, instance.name)
-
-        async def seen() -> bool:
-            return await living(provider) == set()
-
-        await until(seen)
-        assert provider._pools.next_open_s(provider._steady()) < 60
-        await provider.close()
-
-    asyncio.run(scene())
-
-
-@at("aws", "gcp", **NO_API)
-def test_an_instances_age_is_told_by_our_own_clock(place: Any) -> None:
-    """This machine's clock is an hour off: what an instance has cost must not be an hour off as well."""
-
-    async def scene() -> None:
-        provider = place.provider()
-        provider._clock = lambda: time.time() + 3600
-        await provider.start()
-        await provider.request(1, TOKENS[0])
-        (one,) = await provider.describe()
-        assert abs(one.launched_s - provider._clock()) < 60
-        await provider.close()
 
     asyncio.run(scene())

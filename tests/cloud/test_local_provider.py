@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import filecmp
+import gc
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -154,3 +155,28 @@ def test_a_deep_folder_works_as_well(tmp_path: Path) -> None:
     asyncio.run(scene())
     assert not elsewhere[0].is_relative_to(tmp_path)
     assert not elsewhere[0].parent.exists()
+
+
+def test_a_session_that_breaks_off_leaves_nothing_behind(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Its command hears the end of its input and ends; the node forgets it and keeps nothing that waits."""
+
+    async def scene() -> None:
+        async with local(tmp_path, Schedule.constant(1)) as provider:
+            (instance,) = (await provider.request(1, "token")).instances
+            node = provider.node(instance.name)
+            for _ in range(3):
+                connection = await ssh.connect(provider.ssh_target(instance))
+                process = await connection.create_process("cat", encoding=None)
+                process.stdin.write(b"a line\n")
+                assert await process.stdout.readline() == b"a line\n"
+                connection.abort()
+                await connection.wait_closed()
+            async with asyncio.timeout(10):
+                while node._processes:  # noqa: ASYNC110 - a state, of which nothing tells
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(scene())
+    gc.collect()
+    assert [str(one.message) for one in recwarn if issubclass(one.category, RuntimeWarning)] == []

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import math
+import statistics
 import subprocess
 import sys
 import threading
@@ -25,6 +28,7 @@ from tests.cloud.aws.conftest import ec2, endpoint  # noqa: F401
 from tests.cloud.gcp.conftest import compute  # noqa: F401
 from tests.cloud.gcp.fake_compute import MACHINE_TYPE
 from tests.cloud.gcp.metadata_server import GceMetadata
+from tests.end_to_end.brake import LONGEST_HOLD_S, Brake
 from tests.end_to_end.gcp_machines import GcpMachines
 from tests.end_to_end.harness import Finished, lines, processes_of, train
 from tests.end_to_end.machines import Machines, zygote
@@ -32,7 +36,6 @@ from tests.end_to_end.sshd import rack
 
 pytestmark = pytest.mark.timeout(240)  # workers load torch several times over
 STEPS, NODES, FIRST_STEP = 40, 3, 5
-NOTICE_S = 4.0
 TIMES = {
     "retry_s": 0.2, "grace_s": 3, "describe_s": 0.3, "notice_poll_s": 0.2, "cool_down_s": 1, "boot_s": 60,
     "lease_s": 20, "close_s": 10,
@@ -105,14 +108,14 @@ class Hosts:
     A host that went away comes back at once.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, notice_s: float) -> None:
         self._context = rack(folder)
         self._rack = self._context.__enter__()
         self._metadata: dict[str, Any] = {}
         for name, flavor in (("alpha", "aws"), ("beta", "gcp"), ("gamma", "aws")):
             machine, metadata = self._rack.add(name), Ec2Metadata() if flavor == "aws" else GceMetadata()
             machine.more = f'metadata = "{metadata.url}"\nmetadata_flavor = "{flavor}"\n'
-            machine.more += f"notice_s = {NOTICE_S}\n" if flavor == "gcp" else ""
+            machine.more += f"notice_s = {notice_s}\n" if flavor == "gcp" else ""
             self._metadata[name] = metadata
         self.options: dict[str, Any] = {"fleet": {"hosts": str(self._rack.hosts_toml())}}
 
@@ -166,14 +169,21 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return train(tmp_path_factory.mktemp("quiet"), "quiet", nodes=NODES, steps=STEPS)
 
 
+@pytest.fixture(scope="module")
+def notice_s(quiet: Finished) -> float:
+    """How long a notice is in this file: many steps, however fast this machine is today. Whole seconds."""
+    times = [line["time_s"] for line in quiet.metrics]
+    return max(4.0, math.ceil(40 * statistics.median(b - a for a, b in itertools.pairwise(times))))
+
+
 @pytest.fixture(params=["local", "hosts", "aws", "gcp"])
-def cloud(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, Cloud]]:
+def cloud(request: pytest.FixtureRequest, tmp_path: Path, notice_s: float) -> Iterator[tuple[str, Cloud]]:
     """Each cloud in turn; switched off in the end."""
     name = request.param
     if name == "local":
         yield name, Local()
     elif name == "hosts":
-        hosts = Hosts(tmp_path / "rack")
+        hosts = Hosts(tmp_path / "rack", notice_s)
         yield name, hosts
         hosts.close()
     elif name == "aws":
@@ -194,31 +204,36 @@ def cloud(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str,
 class Story:
     """One machine goes with a notice, another without, a third stays: each when the one before is over.
 
-    While something is awaited steps take longer, the longer the fewer are left, so that it happens before
-    training ends.
+    While something is awaited the nodes' votes are held back on their way, so that it happens before training
+    ends: each for a moment as long as a notice has to be obeyed, which takes some steps, and else until it
+    has happened.
     """
 
-    def __init__(self, where: Cloud, home: Path) -> None:
-        self._where, self._home = where, home
+    def __init__(self, where: Cloud, home: Path, notice_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._where, self._home, self._notice_s = where, home, notice_s
+        self._brake = Brake(monkeypatch, self._held_s)
         self._chapters = iter((self._warn, self._take, self._look))
-        self._awaited: Callable[[], bool] = lambda: False
+        self._awaited: Callable[[], bool] = lambda: True
         self.names: list[str] = []
         self.deadline_s = 0.0
         self.workers: list[int] | None = None  # those that the third machine has had, in the end
 
     def __call__(self, step: int, provider: Any) -> None:
+        self._brake.stepped()
         if step == FIRST_STEP and not self.names:
             self.names = sorted(one.name for one in ledger(self._home))
+        if self.names and self.workers is None and self._awaited():
             next(self._chapters)(provider)
-        elif self.names and self.workers is None:
-            if self._awaited():
-                next(self._chapters)(provider)
-            else:
-                time.sleep(min(1.0, 60.0 / (STEPS - step) ** 2))
+
+    def _held_s(self) -> float:
+        if not self.names or self.workers is not None or self._awaited():
+            return 0.0
+        obeyed = any(event["kind"] == "migration" for event in self._events())
+        return LONGEST_HOLD_S if obeyed else self._notice_s / 12
 
     def _warn(self, provider: Any) -> None:
-        self.deadline_s = time.time() + NOTICE_S
-        self._where.notice(provider, self.names[0], NOTICE_S)
+        self.deadline_s = time.time() + self._notice_s
+        self._where.notice(provider, self.names[0], self._notice_s)
         self._awaited = lambda: self._gone(0) and self._joined() > NODES
 
     def _take(self, provider: Any) -> None:
@@ -243,7 +258,11 @@ class Story:
 
 
 def test_a_job_lives_through_a_notice_and_a_loss(
-    quiet: Finished, cloud: tuple[str, Cloud], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quiet: Finished,
+    cloud: tuple[str, Cloud],
+    notice_s: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One machine goes with a notice and one without, others come, one stays and keeps its worker.
 
@@ -252,11 +271,11 @@ def test_a_job_lives_through_a_notice_and_a_loss(
     journal.
     """
     name, where = cloud
-    story = Story(where, tmp_path)
+    story = Story(where, tmp_path, notice_s, monkeypatch)
     options = {"nodes": NODES, "steps": STEPS, **where.options}
     if name == "gcp":  # which gives 30 s at least, and a node there counts from when it hears of it
         monkeypatch.setattr(GcpSettings, "__post_init__", FleetSettings.__post_init__)
-        options["fleet"] = {**options["fleet"], "notice_s": int(NOTICE_S)}
+        options["fleet"] = {**options["fleet"], "notice_s": int(notice_s)}
     run = train(tmp_path, "story", story, cloud=name, **options)
     assert run.result.state == "done", run.result.why
     assert (run.result.samples_lost, run.result.samples_repeated) == (0, 0)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.end_to_end.brake import LONGEST_HOLD_S, Brake
 from tests.end_to_end.harness import STEPS, Finished, processes_of, train
 from tests.end_to_end.sshd import Rack, python_without_parcae, rack
 
@@ -52,7 +53,9 @@ def has_joined_again(home: Path, node: str) -> bool:
     return (home / "jobs/mine/events.jsonl").read_text().count(f"{node} joined") >= 2
 
 
-def test_a_machine_dies_and_comes_back(undisturbed: Finished, machines: Rack, tmp_path: Path) -> None:
+def test_a_machine_dies_and_comes_back(
+    undisturbed: Finished, machines: Rack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its death is a preemption, its return an allocation, and the weights are those of a quiet run.
 
     One machine is behind a jump host and has no Parcae, one does not forward sockets: the job does not mind.
@@ -63,15 +66,22 @@ def test_a_machine_dies_and_comes_back(undisturbed: Finished, machines: Rack, tm
     delta = machines.add("delta", extra="  ProxyJump alpha\n")
     delta.python = python_without_parcae(tmp_path / "venv")
     again: list[threading.Thread] = []
+    steps: list[int] = [0]
+
+    def held_s() -> float:  # while there is training left for it, the job goes on without it
+        late = steps[-1] >= 40 and not has_joined_again(tmp_path / "home", "beta")
+        return LONGEST_HOLD_S if late else 0.0
+
+    brake = Brake(monkeypatch, held_s)
 
     def disturb(step: int, provider: Any) -> None:
+        brake.stepped()
+        steps.append(step)
         if step == 10:
             beta.die()
         if step == 20:
             again.append(threading.Thread(target=beta.start))
             again[0].start()
-        if step > 20 and not has_joined_again(tmp_path / "home", "beta"):
-            time.sleep(0.1)  # a worker needs some seconds to load torch, and steps are short
 
     run = train_on(machines, tmp_path / "home", disturb)
     again[0].join()
@@ -100,7 +110,10 @@ def test_a_cut_connection_costs_nothing(undisturbed: Finished, machines: Rack, t
 
 
 def test_what_a_killed_launcher_left_is_ended_by_down(machines: Rack, tmp_path: Path) -> None:
-    """SIGKILL of `parcae launch`, then `parcae down`: no process and no file is left, and down says so."""
+    """SIGKILL of `parcae launch`, then `parcae down`: no process and no file is left, and down says so.
+
+    As long as a host cannot be reached it is named, with exit code 5; gc has nothing to do with hosts.
+    """
     machines.add("alpha")
     machines.add("beta")
     home = tmp_path / "home"
@@ -118,17 +131,29 @@ def test_what_a_killed_launcher_left_is_ended_by_down(machines: Rack, tmp_path: 
             time.sleep(0.05)
         launcher.kill()
     assert processes_of(machines.machines["alpha"].home)
-    down = subprocess.run(
-        [sys.executable, "-P", "-m", "parcae_cli.main", "down", "mine", "--json"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=tmp_path,
-    )
+
+    def parcae(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command[:4], *words, "--json"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=tmp_path,
+        )
+
+    assert (parcae("gc").returncode, json.loads(parcae("gc").stdout)["ended"]) == (0, {})
+    machines.machines["beta"].stop()  # its agent and worker go on
+    down = parcae("down", "mine")
+    assert down.returncode == 5
+    assert "host beta: beta refuses connections" in down.stderr
+    assert [*json.loads(down.stdout)["jobs"][0]["killed"]] == ["what ran on alpha"]
+    machines.machines["beta"].start()
+    down = parcae("down", "mine")
     assert down.returncode == 0, down.stderr
     (ended,) = json.loads(down.stdout)["jobs"]
     assert ended["killed"] == ["what ran on alpha", "what ran on beta"]
+    assert parcae("down", "mine").returncode == 0
     for machine in machines.machines.values():
         assert processes_of(machine.home) == []
         assert list(machine.home.glob(".cache/parcae/nodes/*")) == []

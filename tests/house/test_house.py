@@ -70,6 +70,20 @@ def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Pat
     assert (done.returncode, done.stderr.strip()) == (0, "[]")
 
 
+def test_nobody_asks_which_cloud_it_is() -> None:
+    """No comparison with a cloud's name: what clouds differ in are their modules, and tables of abilities."""
+    names = {"local", "hosts", "aws", "gcp"}
+    asked = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in [*sources("parcae_cli", "runtime"), *(ROOT / "cloud").glob("*.py")]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Compare | ast.MatchValue)
+        for word in ast.walk(node)
+        if isinstance(word, ast.Constant) and word.value in names
+    ]
+    assert asked == []
+
+
 def test_files_stay_readable() -> None:
     """No source file has more than 400 lines."""
     long = {

@@ -16,15 +16,15 @@ from runtime.planning.errors import InputError
 _SHARE_OF_DISK = 0.5
 
 
-def data_of(request: LaunchRequest) -> DataSet | None:
-    """What nodes must be brought; None where they have it: files of this machine on local nodes.
+def data_of(request: LaunchRequest, here: bool) -> DataSet | None:
+    """What nodes must be brought; None where they have it: files of this machine where they are `here`, too.
 
     Raises:
         InputError: a file cannot be read any more, or rented disks are too small for the data.
     """
     if request.objects:
         data = DataSet(tuple(DataFile(**row) for row in request.objects))
-    elif request.corpus and request.cloud != "local":
+    elif request.corpus and not here:
         try:
             data = DataSet.of_paths(request.corpus)
         except OSError as error:

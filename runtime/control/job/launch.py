@@ -66,7 +66,7 @@ def run(request: LaunchRequest, watch: Watch | None = None) -> JobResult:
         setup = provider_setup(request, spec, journal)
         request = replace(request, gpus_per_node=setup.gpus)
         check_nodes(request, setup.spec or spec)  # what fits depends on the device that the cloud has
-        data = data_of(request)
+        data = data_of(request, setup.here)
     except BaseException:
         journal.close()
         raise
@@ -95,7 +95,7 @@ def resume(home: Path, name: str, watch: Watch | None = None, **changes: Any) ->
             raise NotResumableError(f"job {name} ended ({record.state}) without a checkpoint: launch anew")
         setup = provider_setup(request, spec, journal)
         check_nodes(request, setup.spec or spec)
-        data = data_of(request)
+        data = data_of(request, setup.here)
         if not journal.take_over(record, os.getpid(), request.as_json()):
             raise NotResumableError(f"job {name} is being resumed by another process: parcae status {name}")
     except BaseException:
@@ -348,7 +348,7 @@ class _Job:
             backup_every=request.backup_every,
             copy_ahead=request.copy_ahead,
             exact=request.exact,
-            learns=request.cloud != "local",  # whose devices are make-believe: its cores say nothing of them
+            learns=not self._setup.here,
             lame_s=self._setup.link_times.lame_s,
             unready_s=self._setup.link_times.unready_s,
             backup=request.backup,

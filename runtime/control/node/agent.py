@@ -29,7 +29,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -71,6 +71,13 @@ class AgentOptions:
     hello_s: float = 120.0
     lease_file: Path | None = None
     gpus: int = 1
+
+
+# By the flavour of the metadata service.
+_WATCHES: Mapping[str, Callable[..., NoticeWatch | GceNoticeWatch]] = {
+    "aws": lambda url, options, tell: NoticeWatch(url, options.poll_s, tell),
+    "gcp": lambda url, options, tell: GceNoticeWatch(url, options.notice_s, options.poll_s, tell),
+}
 
 
 class Agent:
@@ -120,10 +127,8 @@ class Agent:
     def run(self) -> None:
         """Serve until told to stop or until the lease runs out."""
         options = self._options
-        if options.metadata_url and options.metadata_flavor == "gcp":
-            GceNoticeWatch(options.metadata_url, options.notice_s, options.poll_s, self._tell_notice).start()
-        elif options.metadata_url:
-            NoticeWatch(options.metadata_url, options.poll_s, self._tell_notice).start()
+        if options.metadata_url:
+            _WATCHES[options.metadata_flavor](options.metadata_url, options, self._tell_notice).start()
         tick_s = min(0.25, self._options.beat_s / 2, self._options.lease_s / 4)
         last_s = time.monotonic()
         while not self._ended:

@@ -41,6 +41,8 @@ class ProviderSetup:
     the rates at which the cloud says that instances go and come, and `market` what it said of each pool, in
     words. `spec` is the model on the device that will be rented, and `wanted` how many nodes the user's
     limits allow; None: as they were asked for. `gpus` is how many GPUs, and so workers, every node has.
+    `here`: nodes are processes of this machine, so they read its files, and their devices are make-believe,
+    of which their steps say nothing.
     """
 
     provider: SpotProvider
@@ -56,12 +58,15 @@ class ProviderSetup:
     spec: ModelSpec | None = None
     wanted: int | None = None
     gpus: int = 1
+    here: bool = False
 
 
 def cloud_module(cloud: str) -> Any:
     """The cloud's module. One that costs money also has `plan`, `sweep` and `foreign_instances`.
 
-    One that can rent the anchor, too, has `anchor`, `anchor_lives` and `end_anchor`.
+    All but this machine's have `sweep_job(journal, record)`: it ends what a job has left there, and tells
+    what has ended and what may still run. One that can rent the anchor, too, has `anchor`, `anchor_lives` and
+    `end_anchor`.
 
     Raises:
         KeyError: there is no such cloud; the command line has checked.

@@ -33,7 +33,7 @@ from cloud.aws.settings import AwsSettings
 from cloud.aws.shared import image_id
 from cloud.aws.sweep import end_launch, strangers
 from runtime.control.job.job import LaunchRequest
-from runtime.control.job.journal import Journal
+from runtime.control.job.journal import JobRecord, Journal
 from runtime.control.providers import ProviderSetup
 from runtime.control.providers.aws_anchor import anchor_plan, anchor_told
 from runtime.control.providers.aws_choice import Decision, decide, decided
@@ -45,6 +45,7 @@ from runtime.control.providers.rented import (
     launch_files,
     read_settings,
     rented_setup,
+    swept,
 )
 from runtime.planning.model import ModelSpec
 
@@ -213,6 +214,11 @@ def sweep(folder: Path) -> list[str]:
         MaybeStillRunningError: the API did not say that all of it is gone.
     """
     return end_launch(folder, SWEEP_WITHIN_S)
+
+
+def sweep_job(journal: Journal, record: JobRecord) -> tuple[list[str], list[str]]:
+    """The same for a job: what has ended, and what may still run, in words."""
+    return swept(sweep, journal.job_folder(record.name) / "aws")
 
 
 def foreign_instances(folders: Sequence[Path]) -> list[dict[str, str]]:

@@ -24,7 +24,7 @@ from cloud.gcp.settings import GcpSettings
 from cloud.gcp.sweep import end_launch, instances_of
 from cloud.provider import CloudError
 from runtime.control.job.job import LaunchRequest
-from runtime.control.job.journal import Journal
+from runtime.control.job.journal import JobRecord, Journal
 from runtime.control.providers import ProviderSetup
 from runtime.control.providers.gcp_anchor import anchor_plan
 from runtime.control.providers.rented import (
@@ -39,6 +39,7 @@ from runtime.control.providers.rented import (
     launch_files,
     read_settings,
     rented_setup,
+    swept,
 )
 from runtime.planning.errors import InputError
 from runtime.planning.model import DeviceSpec, ModelSpec
@@ -172,6 +173,11 @@ def sweep(folder: Path) -> list[str]:
         MaybeStillRunningError: the API did not say that all of it is gone.
     """
     return end_launch(folder, SWEEP_WITHIN_S)
+
+
+def sweep_job(journal: Journal, record: JobRecord) -> tuple[list[str], list[str]]:
+    """The same for a job: what has ended, and what may still run, in words."""
+    return swept(sweep, journal.job_folder(record.name) / "gcp")
 
 
 def foreign_instances(folders: Sequence[Path]) -> list[dict[str, str]]:

@@ -20,7 +20,7 @@ from runtime.control.fleet import ssh
 from runtime.control.fleet.deploy import push_sources
 from runtime.control.fleet.node_link import LinkTimes
 from runtime.control.job.job import LaunchRequest
-from runtime.control.job.journal import Journal
+from runtime.control.job.journal import JobRecord, Journal
 from runtime.control.node import probe
 from runtime.control.providers import ProviderSetup
 from runtime.planning.errors import InputError
@@ -46,7 +46,8 @@ def setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) -> Provider
         raise InputError(str(error)) from error
     left = journal.instances(request.name, live_only=True)  # of a launcher that was killed: the run goes on
     run = run_of(left[0].instance) if left else secrets.token_hex(4)
-    nodes = HostNodes(request.name, run, hosts, journal.job_folder(request.name) / "logs")
+    before = frozenset(row.instance.name for row in left)
+    nodes = HostNodes(request.name, run, hosts, journal.job_folder(request.name) / "logs", before)
     return ProviderSetup(
         HostsProvider(request.name, run, hosts, nodes, HOST_TIMES),
         link_times=LINK_TIMES,
@@ -75,6 +76,20 @@ def gpus_of(hosts: Sequence[Host], asked: int | None) -> int:
         if host.gpus is not None and host.gpus < asked:
             raise InputError(f"--gpus-per-node {asked}: host {host.name} has {host.gpus} in its file")
     return asked
+
+
+def sweep_job(journal: Journal, record: JobRecord) -> tuple[list[str], list[str]]:
+    """End what a job has left on its hosts: what ended, and what may still run, in words.
+
+    Raises:
+        InputError: the file of hosts is not what it was.
+    """
+    instances = [row.instance for row in journal.instances(record.name, live_only=True)]
+    if not instances:
+        return [], []
+    logs = journal.job_folder(record.name) / "logs"
+    cleared, unclear = sweep(record.name, Path(record.spec["fleet"]["hosts"]), instances, logs)
+    return [f"what ran on {name}" for name in cleared], list(unclear)
 
 
 def sweep(
@@ -117,10 +132,18 @@ class HostNodes:
     one, so that a new agent finds and ends what an old one left.
     """
 
-    def __init__(self, job: str, run: str, hosts: tuple[Host, ...], logs: Path) -> None:
+    def __init__(
+        self,
+        job: str,
+        run: str,
+        hosts: tuple[Host, ...],
+        logs: Path,
+        before: frozenset[str] = frozenset(),
+    ) -> None:
+        """`before`: the hosts on which another process of this run has started agents."""
         self._hosts: Mapping[str, Host] = {host.name: host for host in hosts}
         self._logs = logs
-        self._prefix = f"{job}.{run}"
+        self._prefix, self._before = f"{job}.{run}", before
         self._words: dict[str, str] = {}  # by host: what starts Python in its work folder
 
     async def knock(self, host: Host) -> None:
@@ -129,7 +152,9 @@ class HostNodes:
 
     async def clear(self, host: Host, instance: Instance) -> None:
         """End what runs in the host's work folder, keep its log, and remove the folder."""
-        if host.name in self._words:  # else no agent was ever started there
+        if host.name not in self._words and host.name in self._before:
+            await self.clear_leftovers(host, instance)
+        elif host.name in self._words:  # else no agent was ever started there
             connection = await self._connect(host)
             try:
                 await self._clear(connection, host)
@@ -231,8 +256,7 @@ def start_words(host: Host, folder: str, sources: str | None) -> str:
     if host.metadata is not None:
         settings["PARCAE_METADATA"] = shlex.quote(host.metadata)
         settings["PARCAE_METADATA_FLAVOR"] = host.metadata_flavor
-        if host.metadata_flavor == "gcp":
-            settings["PARCAE_NOTICE_S"] = f"{host.notice_s:g}"
+        settings["PARCAE_NOTICE_S"] = f"{host.notice_s:g}"
     if sources is not None:
         settings["PYTHONPATH"] = f'"$HOME"/{sources}'
     assignments = " ".join(f"{name}={value}" for name, value in settings.items())

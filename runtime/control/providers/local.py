@@ -45,6 +45,7 @@ def setup(request: LaunchRequest, spec: ModelSpec, journal: Journal) -> Provider
         time_scale=request.speed,
         start_clock=provider.start_clock,
         gpus=request.gpus,
+        here=True,
         clock_waits=any(event.time_s <= 0 for event in schedule.events),
     )
 

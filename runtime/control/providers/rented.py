@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import asyncssh
 
 from cloud.anchor import AnchorPlan, BootFiles, anchor_type
+from cloud.provider import CloudError
 from cloud.rented import RentedProvider
 from cloud.settings import AnchorType, FleetSettings, RentedTimes
 from cloud.types import Instance, Pool
@@ -204,6 +205,14 @@ def add_anchor(expected: dict[str, Any], rented: AnchorPlan) -> None:
     """Add what the anchor costs to an `expectation`."""
     expected["usd"] += expected["hours"] * rented.usd_per_hour
     expected["usd_per_hour"] += rented.usd_per_hour
+
+
+def swept(sweep: Callable[[Path], Iterable[str]], folder: Path) -> tuple[list[str], list[str]]:
+    """The instances that a sweep of this launch has ended, and what may still run; both in words."""
+    try:
+        return [f"instance {name}" for name in sweep(folder)], []
+    except CloudError as error:
+        return [], [str(error)]
 
 
 def launch_files(folders: Iterable[Path]) -> list[Path]:

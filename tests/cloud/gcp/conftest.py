@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from cloud.gcp.api import ENDPOINT
-from tests.cloud.gcp.fake_compute import PROJECT, FakeCompute, Served
+from tests.cloud.gcp.fake_compute import PROJECT, FakeCompute
+from tests.cloud.gcp.serving import Served
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ time, capacity is by zone, a spot instance with termination action DELETE disapp
 
 from __future__ import annotations
 
-import http.server
 import itertools
 import json
 import re
@@ -238,6 +237,9 @@ class FakeCompute:
             instance = self.instances.get(asked["instance"])
             if instance is None:
                 return _error(404, "notFound", f"The resource '{asked['instance']}' was not found")
+            if fault is not None:  # it was accepted, and came to nothing
+                error = {"code": fault.reason, "message": fault.message}
+                return 200, self._operation("delete", zone=asked["zone"], error=error)
             if self.stopping_s:
                 instance["status"] = "STOPPING"
                 timer = threading.Timer(self.stopping_s, self.instances.pop, [asked["instance"], None])
@@ -335,40 +337,6 @@ class FakeCompute:
         if operation["_error"] is not None:
             shown |= {"error": {"errors": [operation["_error"]]}, "httpErrorStatusCode": 503}
         return shown
-
-
-class Served:
-    """A fake that listens on 127.0.0.1. `url` is the endpoint for clients."""
-
-    def __init__(self, fake: FakeCompute) -> None:
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                length = int(self.headers.get("Content-Length") or 0)
-                status, answer = fake.handle(self.command, self.path, self.rfile.read(length))
-                body = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            do_POST = do_DELETE = do_GET
-
-            def log_message(self, *arguments: Any) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        fake.base = f"{self.url}/compute/v1/"
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
 
 
 def _ends_s(instance: Mapping[str, Any]) -> float:

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from cloud.gcp.api import ATTEMPTS, Api
+from cloud.gcp.inserts import settle
 from cloud.gcp.launch_record import LaunchRecord
 from cloud.gcp.market import preemptions, prospects
 from cloud.gcp.provider import GcpProvider
 from cloud.gcp.requests import Owner, bulk_insert_request, request_id
 from cloud.gcp.settings import GcpSettings
-from cloud.gcp.sweep import delete_until_gone, settle
+from cloud.gcp.sweep import delete_until_gone
 from cloud.provider import CloudError, CredentialsError, MaybeStillRunningError, QuotaError
 from cloud.types import InstanceState, Pool
 from parcae_cli.catalogue import load_fleet, load_measured_costs, load_model
@@ -60,6 +61,7 @@ def test_a_life_from_request_to_end(compute: FakeCompute, tmp_path: Path) -> Non
         assert await provider.request(3, TOKEN) == reply
         raw = next(iter(compute.instances.values()))
         assert raw["labels"]["parcae-job"] == "my-job"
+        assert raw["labels"]["parcae-token"] == TOKEN
         assert raw["scheduling"]["provisioningModel"] == "SPOT"
         assert raw["scheduling"]["instanceTerminationAction"] == "DELETE"
         assert raw["scheduling"]["maxRunDuration"] == {"seconds": "86400"}
@@ -158,16 +160,20 @@ def test_an_insert_whose_answer_was_lost_leaks_nothing(
 
 
 def test_a_killed_launcher_is_swept_up_after(compute: FakeCompute, tmp_path: Path) -> None:
-    """From the record on the disk alone, whether it died before, in or after the call; twice is no error."""
-    for moment in ("before", "sent", "accepted"):
+    """From the record on the disk alone, whether it died before, in or after the call, and whatever the
+    operation came to; twice is no error.
+    """
+    for number, moment in enumerate(("before", "sent", "accepted", "failed")):
         folder = tmp_path / moment
         record = LaunchRecord.at(folder, "job", PROJECT, REGION)
         api = Api()
         request = bulk_insert_request(
             record.owner, settings(), PROJECT, REGION, [Pool(ZONES[0], MACHINE_TYPE, 1, 0.0, 0.0)], 2, 1,
-            TOKEN, 0, "ssh-ed25519 AAAA", "true",
+            f"{number}" * 32, 0, "ssh-ed25519 AAAA", "true",
         )  # fmt: skip
         record.sending(request)
+        if moment == "failed":
+            compute.faults.append(Fault(INSERT, "INTERNAL_ERROR", inside=True))
         if moment != "before":
             operation = api.change("RegionInstancesClient", "bulk_insert", request)
             if moment == "accepted":
@@ -247,6 +253,9 @@ def test_settings_are_checked_and_requests_follow_them() -> None:
     assert request["request_id"] == request_id(TOKEN, 3) != request_id(TOKEN, 2)
     assert list(resource["instance_flexibility_policy"]["instance_selections"]) == ["rank-0", "rank-1"]
     properties = resource["instance_properties"]
+    (disk,) = properties["disks"]
+    assert disk["initialize_params"]["labels"] == properties["labels"] == Owner("j", "l" * 20).labels(TOKEN)
+    assert (resource["count"], resource["min_count"]) == (2, 1)
     assert properties["scheduling"]["preemption_notice_duration"] == {"seconds": 120}
     assert properties["guest_accelerators"][0]["accelerator_type"] == "nvidia-tesla-t4"
     tomllib.loads((Path(__file__).parents[3] / "templates/fleets/gcp.toml").read_text())
