@@ -17,7 +17,7 @@ from cloud.settings import FleetSettings, RentedTimes
 from cloud.types import Instance, InstanceState, LaunchReply, Pool, PoolTally, SshTarget
 
 _FRESH_S = 1.0
-_MARKET_EVERY_S = 900.0
+MARKET_EVERY_S = 900.0
 _HELD = (InstanceState.BOOTING, InstanceState.RUNNING, InstanceState.NOTICED)
 
 
@@ -73,7 +73,7 @@ class RentedProvider(ABC):
         self._given_back: set[str] = set()
         self._prices: dict[tuple[str, str], float] = {}  # newer than the pools', by instance type and zone
         self._scores: dict[tuple[str, str], float] = {}
-        self._asked_s = 0.0
+        self._asked_s = -math.inf
 
     # --- what a cloud does
 
@@ -130,8 +130,8 @@ class RentedProvider(ABC):
 
     async def ask_market(self) -> None:
         """A few times an hour: neither prices nor scores move faster."""
-        if self._clock() - self._asked_s >= _MARKET_EVERY_S:
-            self._asked_s = self._clock()
+        if self._steady() - self._asked_s >= MARKET_EVERY_S:
+            self._asked_s = self._steady()
             await asyncio.to_thread(self._ask_market)
 
     async def request(self, count: int, token: str) -> LaunchReply:

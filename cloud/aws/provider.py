@@ -30,6 +30,7 @@ from cloud.types import Instance, InstanceState, LaunchReply, Notice, NoticeKind
 # An instance that a launch has named is in DescribeInstances within seconds; until then it is booting.
 UNSEEN_FOR_S = 300.0
 NOTICE_S = 120.0
+MOST_VALUES = 200  # of a filter, else EC2 says FilterLimitExceeded
 _ROUNDS = 6
 
 
@@ -282,13 +283,14 @@ class AwsProvider(RentedProvider):
         """Whose end is announced: by the queue, and by a spot request that EC2 has marked."""
         if not running:
             return {}
-        filters = [
-            {"Name": "instance-id", "Values": list(running)},
-            {"Name": "status-code", "Values": ["marked-for-termination"]},
-        ]
-        rows = region.api.pages(
-            "describe_spot_instance_requests", {"Filters": filters}, "SpotInstanceRequests"
-        )
+        rows: list[dict[str, Any]] = []
+        for first in range(0, len(running), MOST_VALUES):
+            filters = [
+                {"Name": "instance-id", "Values": list(running[first : first + MOST_VALUES])},
+                {"Name": "status-code", "Values": ["marked-for-termination"]},
+            ]
+            found = {"Filters": filters}
+            rows += region.api.pages("describe_spot_instance_requests", found, "SpotInstanceRequests")
         marked = {
             row["InstanceId"]: Notice(
                 NoticeKind.INTERRUPTION, row["Status"]["UpdateTime"].timestamp() + NOTICE_S
