@@ -19,6 +19,11 @@ ATTEMPTS = 5
 _FIRST_PAUSE_S = 0.5
 _CONNECT_TIMEOUT_S = 5.0
 _READ_TIMEOUT_S = 60.0
+# What botocore raises where it cannot bring credentials: those of SSO and of `aws login` run out.
+NO_CREDENTIALS = (
+    "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError",
+    "SSOError", "LoginError",
+)  # fmt: skip
 _LOG = logging.getLogger(__name__)
 
 
@@ -94,6 +99,11 @@ class Api:
         import botocore.exceptions
         import botocore.parsers
 
+        no_credentials = tuple(
+            getattr(botocore.exceptions, name)
+            for name in NO_CREDENTIALS
+            if hasattr(botocore.exceptions, name)
+        )
         for attempt in range(ATTEMPTS):
             last = attempt + 1 == ATTEMPTS
             try:
@@ -106,7 +116,7 @@ class Api:
                 if verdict is not Verdict.WAIT or last:
                     raise ApiError(from_client_error(operation, error.response), code, verdict) from error
                 why = code
-            except (botocore.exceptions.NoCredentialsError, botocore.exceptions.TokenRetrievalError) as error:
+            except no_credentials as error:
                 raise ApiError(
                     CredentialsError(f"aws {operation}: {error}"), "NoCredentials", Verdict.CREDENTIALS
                 ) from error

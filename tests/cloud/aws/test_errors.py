@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from cloud.aws.api import ATTEMPTS, Api, ApiError
+from cloud.aws.api import ATTEMPTS, NO_CREDENTIALS, Api, ApiError
 from cloud.aws.errors import Verdict, clock_skew_s, from_client_error, quota_of, verdict_of
 from cloud.provider import CloudError, CredentialsError, NoCapacityError, QuotaError
 from tests.cloud.aws.front import ENVIRONMENT
@@ -67,6 +67,32 @@ def test_each_error_says_what_to_do(
         stubbed.api.call("create_fleet", FLEET)
     assert (type(caught.value.sorted), caught.value.verdict) == (kind, verdict)
     assert str(caught.value).startswith(f"aws create_fleet: {code}: said EC2")
+    assert stubbed.pauses == []
+
+
+@pytest.mark.parametrize("name", NO_CREDENTIALS)
+def test_credentials_that_cannot_be_brought_are_said_to_be_so(
+    stubbed: Stubbed, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A session of SSO or of `aws login` that ran out in mid-job: no retry, and the error of credentials."""
+    import botocore.exceptions
+
+    class Fields(dict[str, str]):
+        def __missing__(self, key: str) -> str:
+            return "gone"
+
+    kind = getattr(botocore.exceptions, name)
+    monkeypatch.setattr(
+        kind, "__init__", lambda self: Exception.__init__(self, kind.fmt.format_map(Fields()))
+    )
+
+    def fail(**request: object) -> None:
+        raise kind()
+
+    monkeypatch.setattr(stubbed.api.client("ec2"), "create_fleet", fail)
+    with pytest.raises(ApiError) as caught:
+        stubbed.api.call("create_fleet", FLEET)
+    assert (type(caught.value.sorted), caught.value.verdict) == (CredentialsError, Verdict.CREDENTIALS)
     assert stubbed.pauses == []
 
 
