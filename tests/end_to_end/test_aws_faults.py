@@ -183,7 +183,9 @@ def test_down_ends_a_job_and_may_be_repeated(ec2: Front, parcae: Command) -> Non
     until(lambda: any(event["kind"] == "started" for event in events(parcae.home)))
     code, said = parcae.run("status", "job", "--once", "--json")
     assert code == 0, said
-    assert json.loads(said)["usd_per_hour"] == pytest.approx(0.4)
+    money = json.loads(said)
+    assert money["usd_per_hour"] == pytest.approx(0.4)
+    assert money["usd_on_demand"] / money["usd"] == pytest.approx(0.526 / 0.2)
     code, said = parcae.run("down", "job")
     assert code == 0, said
     assert ec2.live() == []
