@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -235,3 +236,35 @@ def test_nothing_is_rented_before_somebody_agrees(
     monkeypatch.setattr("parcae_cli.commands.launch.finish", lambda result, as_json: None)
     assert parcae(*command, "--yes").code == 0
     assert [one.nodes for one in carried_out] == [2]
+
+
+def test_without_credentials_a_launch_is_one_line_that_says_what_to_do(
+    parcae: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 4, and nothing is made, not even here."""
+    pytest.importorskip("boto3")
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    command = ("launch", "gpt3-6b", "--cloud", "aws", "--nodes", "16", "--backup", "none")
+    for more in ("--dry-run", "--yes"):
+        done = parcae(*command, more)
+        assert (done.code, done.out) == (4, "")
+        (line,) = done.err.splitlines()
+        assert "aws: no credentials found. Run `aws configure`" in line
+    assert not (Path(os.environ["PARCAE_HOME"]) / "jobs").exists()
+
+
+def test_a_backup_that_this_machine_cannot_hold_is_foretold(
+    ec2: Front, parcae: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three states of gpt3-6b, beside what there is; nothing where the backup is elsewhere, or fits."""
+    monkeypatch.setattr("parcae_cli.launch_checks.memory_bytes", lambda: 16e9)
+    command = ("--cloud", "aws", "--nodes", "16", "--dry-run", "--json")
+    done = parcae("launch", "gpt3-6b", *command)
+    assert done.code == 0 and json.loads(done.out)["plan"]["nodes"] == 16
+    assert re.search(r"may take 249 GB of memory here, where there are 16: --anchor cloud", done.err)
+    assert parcae("launch", "gpt3-6b", *command, "--backup", "none").err == ""
+    assert parcae("launch", "gpt-tiny", *command).err == ""
