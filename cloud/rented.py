@@ -70,6 +70,7 @@ class RentedProvider(ABC):
         self._replies: dict[str, LaunchReply] = {}
         self._in_flight: set[asyncio.Task[Any]] = set()
         self._closing = False
+        self._in_doubt = False  # a launch that nobody has waited for may still bring something
         self._given_back: set[str] = set()
         self._prices: dict[tuple[str, str], float] = {}  # newer than the pools', by instance type and zone
         self._scores: dict[tuple[str, str], float] = {}
@@ -198,13 +199,15 @@ class RentedProvider(ABC):
             MaybeStillRunningError: the API did not say that all of it is gone.
         """
         self._closing = True
+        late: set[asyncio.Task[Any]] = set()
         if self._in_flight:
             done, late = await asyncio.wait(self._in_flight, timeout=self.in_flight_s)
             for task in done:
                 task.exception()
-            if late:
-                raise MaybeStillRunningError(
-                    f"{self.name} close: a launch is still under way; run `parcae down` in a minute"
-                )
-        await asyncio.to_thread(self._end)
+        self._in_doubt = bool(late)
+        await asyncio.to_thread(self._end)  # what is there costs money meanwhile
+        if late:
+            raise MaybeStillRunningError(
+                f"{self.name} close: a launch is still under way; run `parcae down` in a minute"
+            )
         self._looked_s = math.inf  # nothing is left to look at

@@ -372,7 +372,8 @@ class AwsProvider(RentedProvider):
             self._watch.stop()
         if doubts:
             raise MaybeStillRunningError("; ".join(doubts))
-        mark_ended(self._folder)
+        if not self._in_doubt:
+            mark_ended(self._folder)
 
     def _end_in(self, region: Region) -> None:
         with self._lock:

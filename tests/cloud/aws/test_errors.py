@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -70,30 +75,68 @@ def test_each_error_says_what_to_do(
     assert stubbed.pauses == []
 
 
-@pytest.mark.parametrize("name", NO_CREDENTIALS)
 def test_credentials_that_cannot_be_brought_are_said_to_be_so(
-    stubbed: Stubbed, monkeypatch: pytest.MonkeyPatch, name: str
+    stubbed: Stubbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A session of SSO or of `aws login` that ran out in mid-job: no retry, and the error of credentials."""
     import botocore.exceptions
 
-    class Fields(dict[str, str]):
-        def __missing__(self, key: str) -> str:
-            return "gone"
+    for name in NO_CREDENTIALS:
+        kind = getattr(botocore.exceptions, name)
+        error = kind.__new__(kind)  # each wants words of its own, which say nothing here
 
-    kind = getattr(botocore.exceptions, name)
-    monkeypatch.setattr(
-        kind, "__init__", lambda self: Exception.__init__(self, kind.fmt.format_map(Fields()))
-    )
+        def fail(error: Exception = error, **request: object) -> None:
+            raise error
 
-    def fail(**request: object) -> None:
-        raise kind()
-
-    monkeypatch.setattr(stubbed.api.client("ec2"), "create_fleet", fail)
-    with pytest.raises(ApiError) as caught:
-        stubbed.api.call("create_fleet", FLEET)
-    assert (type(caught.value.sorted), caught.value.verdict) == (CredentialsError, Verdict.CREDENTIALS)
+        client = SimpleNamespace(create_fleet=fail)
+        monkeypatch.setattr(stubbed.api, "client", lambda service, client=client: client)
+        with pytest.raises(ApiError) as caught:
+            stubbed.api.call("create_fleet", FLEET)
+        assert (type(caught.value.sorted), caught.value.verdict) == (CredentialsError, Verdict.CREDENTIALS)
     assert stubbed.pauses == []
+
+
+def test_credentials_that_were_renewed_are_used(
+    stubbed: Stubbed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Those of a file ran out in mid-job, and the user wrote others there: the launcher takes them."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    path = tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+
+    def write(key: str) -> None:
+        path.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = x\n")
+
+    from botocore.awsrequest import AWSResponse
+
+    used: list[str] = []
+
+    class Body(io.BytesIO):
+        def stream(self) -> Iterator[bytes]:
+            yield self.read()
+
+    def signed(request: Any, **more: Any) -> Any:
+        used.append(re.findall(r"Credential=(\w+)/", str(request.headers["Authorization"]))[0])
+        status, code = (200, "") if used[-1] == "NEW" else (400, "ExpiredToken")
+        body = f"<Response><Errors><Error><Code>{code}</Code></Error></Errors></Response>" if code else "<R/>"
+        return AWSResponse(request.url, status, {}, Body(body.encode()))
+
+    write("OLD")
+    api = Api(pause=stubbed.pauses.append)
+    make = api.client
+
+    def client(service: str) -> Any:
+        made = make(service)
+        made.meta.events.register("before-send.ec2", signed, unique_id="answer")
+        return made
+
+    monkeypatch.setattr(api, "client", client)
+    with pytest.raises(ApiError, match="ExpiredToken"):
+        api.call("describe_instances", {})
+    write("NEW")
+    api.call("describe_instances", {})
+    assert used == ["OLD", "NEW"]
 
 
 def test_throttling_is_tried_again_a_few_times_and_ever_more_slowly(stubbed: Stubbed) -> None:
