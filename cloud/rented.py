@@ -17,7 +17,7 @@ from cloud.settings import FleetSettings, RentedTimes
 from cloud.types import Instance, InstanceState, LaunchReply, Pool, PoolTally, SshTarget
 
 _FRESH_S = 1.0
-_MARKET_EVERY_S = 900.0
+MARKET_EVERY_S = 900.0
 _HELD = (InstanceState.BOOTING, InstanceState.RUNNING, InstanceState.NOTICED)
 
 
@@ -70,10 +70,11 @@ class RentedProvider(ABC):
         self._replies: dict[str, LaunchReply] = {}
         self._in_flight: set[asyncio.Task[Any]] = set()
         self._closing = False
+        self._in_doubt = False  # a launch that nobody has waited for may still bring something
         self._given_back: set[str] = set()
         self._prices: dict[tuple[str, str], float] = {}  # newer than the pools', by instance type and zone
         self._scores: dict[tuple[str, str], float] = {}
-        self._asked_s = 0.0
+        self._asked_s = -math.inf
 
     # --- what a cloud does
 
@@ -130,8 +131,8 @@ class RentedProvider(ABC):
 
     async def ask_market(self) -> None:
         """A few times an hour: neither prices nor scores move faster."""
-        if self._clock() - self._asked_s >= _MARKET_EVERY_S:
-            self._asked_s = self._clock()
+        if self._steady() - self._asked_s >= MARKET_EVERY_S:
+            self._asked_s = self._steady()
             await asyncio.to_thread(self._ask_market)
 
     async def request(self, count: int, token: str) -> LaunchReply:
@@ -198,13 +199,15 @@ class RentedProvider(ABC):
             MaybeStillRunningError: the API did not say that all of it is gone.
         """
         self._closing = True
+        late: set[asyncio.Task[Any]] = set()
         if self._in_flight:
             done, late = await asyncio.wait(self._in_flight, timeout=self.in_flight_s)
             for task in done:
                 task.exception()
-            if late:
-                raise MaybeStillRunningError(
-                    f"{self.name} close: a launch is still under way; run `parcae down` in a minute"
-                )
-        await asyncio.to_thread(self._end)
+        self._in_doubt = bool(late)
+        await asyncio.to_thread(self._end)  # what is there costs money meanwhile
+        if late:
+            raise MaybeStillRunningError(
+                f"{self.name} close: a launch is still under way; run `parcae down` in a minute"
+            )
         self._looked_s = math.inf  # nothing is left to look at

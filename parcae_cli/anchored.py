@@ -97,12 +97,17 @@ def _start_work(journal: Journal, name: str, begun: Callable[[Seen], bool] = lam
         FailedError: it ended before that, or did not begin.
     """
     from cloud.anchor import AnchorRecord
-    from runtime.control.anchor.mirror import mirror
     from runtime.control.anchor.remote import begin
 
     record = AnchorRecord.read(journal.anchor_folder(name))
     assert record is not None
     begin(record, f"work {name}")
+    _wait_for_work(journal, name, begun)
+
+
+def _wait_for_work(journal: Journal, name: str, begun: Callable[[Seen], bool]) -> None:
+    from runtime.control.anchor.mirror import mirror
+
     deadline_s = time.monotonic() + BEGIN_WITHIN_S
     while not begun(seen := mirror(journal, name)):
         _raise_problem(name, seen.problem)
@@ -287,8 +292,7 @@ def goes_on_there(journal: Journal, record: JobRecord) -> bool:
         seen = mirror(journal, record.name)
     except AnchorLostError as error:
         folder = journal.anchor_folder(record.name)
-        begun = (folder / "mirror.json").exists()
-        if begun and cloud_module(str(record.spec["cloud"])).anchor_lives(folder):
+        if _was_begun(folder) and cloud_module(str(record.spec["cloud"])).anchor_lives(folder):
             raise MayBeRunning(str(error), f"End it: parcae down {record.name}") from error
         return False
     return seen.launcher_alive and not seen.ended
@@ -311,16 +315,26 @@ def resume_at_anchor(home: Path, name: str, changes: Mapping[str, Any]) -> JobRe
     try:
         record = journal.job(name)
         cloud = str(record.spec["cloud"])
-        anchor = AnchorRecord.read(journal.anchor_folder(name))
-        if anchor is None or not anchor.sources or _given_back(journal, name):
+        folder = journal.anchor_folder(name)
+        anchor = AnchorRecord.read(folder)
+        if _given_back(journal, name):
             raise FailedError(
                 f"job {name} has no anchor to go on at",
                 "Launch anew; --from URL continues a checkpoint in an object store",
             )
+        begun = anchor is not None and anchor.sources and _was_begun(folder)
+        if anchor is None or not begun:
+            raise _broken_off(journal, name, cloud)
         try:
             seen = mirror(journal, name)
         except AnchorLostError as error:
             raise FailedError(str(error), f"End what it left: parcae down {name}") from error
+        if not seen.began:  # the launcher there may still look at the market
+            try:
+                _wait_for_work(journal, name, lambda now: now.began)
+            except FailedError as error:
+                raise _broken_off(journal, name, cloud, f" ({error})") from error
+            seen = mirror(journal, name)
         if journal.job(name).state is JobState.DONE:
             with undisturbed():
                 return _finish(journal, name, cloud)
@@ -335,6 +349,23 @@ def resume_at_anchor(home: Path, name: str, changes: Mapping[str, Any]) -> JobRe
         return follow(journal, name, cloud)
     finally:
         journal.close()
+
+
+def _was_begun(folder: Path) -> bool:
+    """Whether a launcher was started at the anchor: the first thing that is done then is to ask how it is."""
+    return (folder / "mirror.json").exists()
+
+
+def _broken_off(journal: Journal, name: str, cloud: str, why: str = "") -> FailedError:
+    """Of a launch that was killed before its launcher lived at the anchor: what it has rented is ended."""
+    from runtime.control.job.journal import JobState
+
+    with undisturbed():
+        give_back(journal, name, cloud)
+        journal.set_job_state(name, JobState.FAILED)
+    return FailedError(
+        f"job {name} never began at its anchor{why}, and what its launch had rented is ended", "Launch anew"
+    )
 
 
 @contextmanager

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parcae_cli.clouds import ANCHORED, CLOUDS, HERE, LISTED, RENTED
 from parcae_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from runtime.control.job.job import LaunchRequest
 
 
 def check_cloud(cloud: str, trace: str | None) -> None:
@@ -110,6 +115,27 @@ def check_backup(how: str, checkpoint: str | None, start_from: str | None, polic
         raise UsageError("--backup none: checkpoints are written from the backup", "Leave out one of the two")
     if how == "none" and start_from is not None:
         raise UsageError("--backup none: nodes get the state of --from from the backup", "Leave out --backup")
+
+
+def warn_of_backup(request: LaunchRequest) -> None:
+    """Say so where the backup of a rented job may want more memory than this machine has."""
+    if request.cloud not in RENTED or request.anchor != "here" or request.backup == "none":
+        return
+    from runtime.control.providers.rented import backup_bytes
+    from runtime.planning.model import parse_model
+
+    needed, here = backup_bytes(request, parse_model(request.template, request.model)), memory_bytes()
+    if needed > here:
+        print(
+            f"parcae: the backup of {request.model} may take {needed / 1e9:.0f} GB of memory here, where "
+            f"there are {here / 1e9:.0f}: --anchor cloud rents a machine for it, --backup none does without",
+            file=sys.stderr,
+        )
+
+
+def memory_bytes() -> float:
+    """Of this machine."""
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def check_model(model: str) -> None:

@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from cloud.aws.errors import Verdict, from_client_error, verdict_of
@@ -19,6 +20,16 @@ ATTEMPTS = 5
 _FIRST_PAUSE_S = 0.5
 _CONNECT_TIMEOUT_S = 5.0
 _READ_TIMEOUT_S = 60.0
+# What botocore raises where it cannot bring credentials: those of SSO and of `aws login` run out.
+NO_CREDENTIALS = (
+    "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError",
+    "SSOError", "LoginError",
+)  # fmt: skip
+# Refusals that other credentials may mend. The library keeps those of a file as it has read them first.
+STALE = (
+    "ExpiredToken", "ExpiredTokenException", "InvalidClientTokenId", "AuthFailure", "SignatureDoesNotMatch",
+    "UnrecognizedClientException",
+)  # fmt: skip
 _LOG = logging.getLogger(__name__)
 
 
@@ -94,6 +105,11 @@ class Api:
         import botocore.exceptions
         import botocore.parsers
 
+        no_credentials = tuple(
+            getattr(botocore.exceptions, name)
+            for name in NO_CREDENTIALS
+            if hasattr(botocore.exceptions, name)
+        )
         for attempt in range(ATTEMPTS):
             last = attempt + 1 == ATTEMPTS
             try:
@@ -103,10 +119,13 @@ class Api:
                 code = str(error.response.get("Error", {}).get("Code", "Unknown"))
                 status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400))
                 verdict = verdict_of(code, status)
+                if code in STALE:
+                    self._forget()
                 if verdict is not Verdict.WAIT or last:
                     raise ApiError(from_client_error(operation, error.response), code, verdict) from error
                 why = code
-            except (botocore.exceptions.NoCredentialsError, botocore.exceptions.TokenRetrievalError) as error:
+            except no_credentials as error:
+                self._forget()
                 raise ApiError(
                     CredentialsError(f"aws {operation}: {error}"), "NoCredentials", Verdict.CREDENTIALS
                 ) from error
@@ -127,6 +146,15 @@ class Api:
             _LOG.info("aws %s: %s; again in %.1f s", operation, why, pause_s)
             self._pause(pause_s)
         raise AssertionError("unreachable")
+
+    def _forget(self) -> None:
+        """Have the next call look for credentials anew: the user may have renewed them meanwhile."""
+        import boto3
+        import botocore.exceptions
+
+        with self._lock, suppress(botocore.exceptions.BotoCoreError):  # a profile that is gone, say
+            self._session = boto3.session.Session(region_name=self.region)
+            self._clients.clear()
 
     def pages(
         self, operation: str, request: Mapping[str, Any], key: str, service: str = "ec2"

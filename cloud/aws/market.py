@@ -29,6 +29,7 @@ class TypeFacts:
     gpu_memory_bytes: int
     vcpus: int
     efa: bool
+    cluster: bool  # may be in a cluster placement group
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def type_facts(api: Api, types: Sequence[str]) -> dict[str, TypeFacts]:
             first.get("MemoryInfo", {}).get("SizeInMiB", 0) * _MIB,
             row.get("VCpuInfo", {}).get("DefaultVCpus", 0),
             bool(row.get("NetworkInfo", {}).get("EfaSupported", False)),
+            "cluster" in row.get("PlacementGroupInfo", {}).get("SupportedStrategies", []),
         )
     return found
 
@@ -163,6 +165,7 @@ def eligible_types(api: Api, settings: AwsSettings, gpus: int | None = None) -> 
         and gpus in (None, fact.gpus)
         and settings.gpu in ("", fact.gpu)
         and (fact.efa or not settings.efa)
+        and (fact.cluster or not settings.placement_group)
     }
 
 
@@ -170,6 +173,8 @@ def offers(
     api: Api, settings: AwsSettings, count: int, gpus: int | None = None
 ) -> tuple[tuple[Offer, ...], str]:
     """Every GPU that can be had (`gpus` of them a machine), cheapest pool first, and the VPC to rent in.
+
+    A pool without a spot price is none: what is not sold there as spot must not pass for free.
 
     Raises:
         CloudError: no zone offers any of the types.
@@ -179,8 +184,9 @@ def offers(
         how = f"{gpus} GPUs" if gpus else "a GPU"
         raise CloudError(
             f"aws: in {api.region} there is none of {', '.join(settings.instance_types)} with {how}"
-            f"{f' of kind {settings.gpu}' if settings.gpu else ''}{' and EFA' if settings.efa else ''}: name "
-            "others in the file of --fleet"
+            f"{f' of kind {settings.gpu}' if settings.gpu else ''}{' and EFA' if settings.efa else ''}"
+            f"{' and cluster placement groups' if settings.placement_group else ''}: name others in the file "
+            "of --fleet"
         )
     types = sorted(facts)
     subnets, zone_ids, vpc = subnets_by_zone(api, settings)
@@ -190,14 +196,13 @@ def offers(
     by_gpu: dict[tuple[str, int], list[PoolPlan]] = {}
     for name, fact in facts.items():
         for zone, subnet in subnets.items():
-            if (name, zone) in where:
-                price = prices.get((name, zone), 0.0)
+            if (name, zone) in where and (price := prices.get((name, zone), 0.0)) > 0:
                 pool = Pool(zone, name, fact.gpus, price, on_demand_usd_per_hour(name))
                 by_gpu.setdefault((fact.gpu, fact.gpus), []).append(PoolPlan(pool, subnet))
     if not by_gpu:
         raise CloudError(
-            f"aws: no zone of {', '.join(subnets)} offers any of {', '.join(types)}: name others in the file "
-            "of --fleet"
+            f"aws: no zone of {', '.join(subnets)} offers any of {', '.join(types)} as spot: name others in "
+            "the file of --fleet"
         )
 
     def order(plan: PoolPlan) -> tuple[float, int, str]:

@@ -15,6 +15,7 @@ from cloud.aws.errors import Verdict, refused, verdict_of
 from cloud.aws.event_queue import QueueWatch
 from cloud.aws.instances import seen
 from cloud.aws.launch_record import LaunchRecord, requests_folder, used_regions
+from cloud.aws.marked import marked
 from cloud.aws.region import Region, queue_region
 from cloud.aws.requests import PoolPlan, fleet_request
 from cloud.aws.settings import AwsSettings
@@ -29,7 +30,6 @@ from cloud.types import Instance, InstanceState, LaunchReply, Notice, NoticeKind
 
 # An instance that a launch has named is in DescribeInstances within seconds; until then it is booting.
 UNSEEN_FOR_S = 300.0
-NOTICE_S = 120.0
 _ROUNDS = 6
 
 
@@ -296,24 +296,15 @@ class AwsProvider(RentedProvider):
         """Whose end is announced: by the queue, and by a spot request that EC2 has marked."""
         if not running:
             return {}
-        filters = [
-            {"Name": "instance-id", "Values": list(running)},
-            {"Name": "status-code", "Values": ["marked-for-termination"]},
-        ]
-        rows = region.api.pages(
-            "describe_spot_instance_requests", {"Filters": filters}, "SpotInstanceRequests"
-        )
-        marked = {
-            row["InstanceId"]: Notice(
-                NoticeKind.INTERRUPTION, row["Status"]["UpdateTime"].timestamp() + NOTICE_S
-            )
-            for row in rows
-        }
+        marks = marked(region.api, running)
         heard = {**region.heard(), **(self._watch.heard() if self._watch else {})}
         # An event has the time of the warning itself, the request's mark that of its last update.
         told = {name: notice for name, notice in heard.items() if name in running}
         hints = {name for name, notice in told.items() if notice.kind is NoticeKind.REBALANCE}
-        return {**told, **{name: one for name, one in marked.items() if name not in told or name in hints}}
+        return {
+            **told,
+            **{name: one for name, one in marks.items() if name not in told or name in hints},
+        }
 
     def notices(self) -> Mapping[str, Notice]:
         """What the API and the queue have announced, by name."""
@@ -383,7 +374,8 @@ class AwsProvider(RentedProvider):
             self._watch.stop()
         if doubts:
             raise MaybeStillRunningError("; ".join(doubts))
-        mark_ended(self._folder)
+        if not self._in_doubt:
+            mark_ended(self._folder)
 
     def _end_in(self, region: Region) -> None:
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ TOKEN_TAG = "parcae:token"
 ROLE_TAG = "parcae:role"
 SHARED_TAG = "parcae:shared"
 GROUP_NAME = "parcae-nodes"
+ANYWHERE, SSH_PORT = "0.0.0.0/0", 22
 ANCHOR_DISK_GB = 30
 
 Request = dict[str, Any]
@@ -79,8 +81,11 @@ def launch_template_request(
             "HttpEndpoint": "enabled",
             "HttpPutResponseHopLimit": 2,
         },
-        # CreateFleet itself takes tags for fleets and instances only.
-        "TagSpecifications": [{"ResourceType": "volume", "Tags": owner.tags()}],
+        # What CreateFleet itself does not tag: it takes tags for fleets and instances.
+        "TagSpecifications": [
+            {"ResourceType": kind, "Tags": owner.tags()}
+            for kind in ("volume", "network-interface", "spot-instances-request")
+        ],
         "BlockDeviceMappings": [
             {
                 "DeviceName": "/dev/sda1",
@@ -164,14 +169,23 @@ def fleet_request(
     }
 
 
-def group_request(vpc: str) -> Request:
-    """CreateSecurityGroup: one for all jobs in a VPC."""
+def group_name(settings: AwsSettings) -> str:
+    """One group for all jobs of a VPC that let the same come in: rules are added, never taken away."""
+    if (settings.ssh_from, settings.ssh_port) == (ANYWHERE, SSH_PORT):
+        return GROUP_NAME
+    told = f"{settings.ssh_from} {settings.ssh_port}".encode()
+    return f"{GROUP_NAME}-{hashlib.sha256(told).hexdigest()[:8]}"
+
+
+def group_request(vpc: str, settings: AwsSettings) -> Request:
+    """CreateSecurityGroup."""
+    name = group_name(settings)
     return {
-        "GroupName": GROUP_NAME,
+        "GroupName": name,
         "Description": "Parcae nodes: SSH from outside, everything among themselves",
         "VpcId": vpc,
         "TagSpecifications": [
-            {"ResourceType": "security-group", "Tags": _tags({SHARED_TAG: "nodes", "Name": GROUP_NAME})}
+            {"ResourceType": "security-group", "Tags": _tags({SHARED_TAG: name, "Name": name})}
         ],
     }
 

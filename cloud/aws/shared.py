@@ -10,10 +10,10 @@ from cloud.aws.errors import Verdict
 from cloud.aws.event_queue import remove_queue
 from cloud.aws.launch_record import LaunchRecord
 from cloud.aws.requests import (
-    GROUP_NAME,
     SHARED_TAG,
     Owner,
     group_egress_requests,
+    group_name,
     group_request,
     group_rules_requests,
     key_pair_name,
@@ -55,13 +55,14 @@ def ensure_key_pair(api: Api, public: str, fingerprint: str) -> str:
 
 def ensure_group(api: Api, settings: AwsSettings, vpc: str) -> str:
     """The id of the nodes' security group in this VPC."""
-    filters = [{"Name": "vpc-id", "Values": [vpc]}, {"Name": f"tag:{SHARED_TAG}", "Values": ["nodes"]}]
+    name = group_name(settings)
+    filters = [{"Name": "vpc-id", "Values": [vpc]}, {"Name": f"tag:{SHARED_TAG}", "Values": [name]}]
     found = api.pages("describe_security_groups", {"Filters": filters}, "SecurityGroups")
     if found:
         group = str(found[0]["GroupId"])
     else:
-        _unless_there(api, "create_security_group", group_request(vpc), "InvalidGroup.Duplicate")
-        named = [{"Name": "vpc-id", "Values": [vpc]}, {"Name": "group-name", "Values": [GROUP_NAME]}]
+        _unless_there(api, "create_security_group", group_request(vpc, settings), "InvalidGroup.Duplicate")
+        named = [{"Name": "vpc-id", "Values": [vpc]}, {"Name": "group-name", "Values": [name]}]
         group = str(api.pages("describe_security_groups", {"Filters": named}, "SecurityGroups")[0]["GroupId"])
     for rule in group_rules_requests(group, settings):
         _unless_there(api, "authorize_security_group_ingress", rule, "InvalidPermission.Duplicate")

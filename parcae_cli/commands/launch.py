@@ -24,6 +24,7 @@ from parcae_cli.launch_checks import (
     check_trace,
     job_name,
     place_of,
+    warn_of_backup,
 )
 
 if TYPE_CHECKING:
@@ -246,6 +247,7 @@ def launch(
         template=template,
         cost_table=load_measured_costs(),
     )
+    warn_of_backup(request)
     if dry_run:
         from parcae_cli.render.job import print_request
 

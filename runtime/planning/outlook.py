@@ -28,7 +28,7 @@ LOWEST, HIGHEST = 0.1, 4.0
 STEPS = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PoolMinute:
     """One pool in one minute, `minute` counted from any origin.
 

@@ -23,8 +23,9 @@ NO_API = {
 
 
 @at("aws", "gcp", **NO_API)
-def test_expired_credentials_take_nothing_away(place: Any) -> None:
-    """In mid-job: told once, nobody is given up; the end names its doubt, and a sweep mends it."""
+@pytest.mark.parametrize("why", ["expired", "skewed"])
+def test_expired_credentials_take_nothing_away(place: Any, why: str) -> None:
+    """Or a clock that went off, in mid-job: told once, nobody is given up; a doubt at the end, a sweep."""
 
     async def scene() -> None:
         provider = place.provider()
@@ -36,7 +37,7 @@ def test_expired_credentials_take_nothing_away(place: Any) -> None:
 
         await until(held)
         names = set(fleet._links)
-        mend = place.refuse("expired")
+        mend = place.refuse(why)
         seen = []
         async with asyncio.timeout(10):
             while not any(isinstance(event, RentFailed) and event.error for event in seen):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,7 +17,7 @@ import pytest
 
 from cloud.local.metadata import MetadataService
 from cloud.types import Notice, NoticeKind
-from runtime.control.node.notices import MetadataClient, parse_interruption
+from runtime.control.node.notices import MetadataClient, NoticeWatch, parse_interruption
 
 TTL = "X-aws-ec2-metadata-token-ttl-seconds"
 TOKEN = "X-aws-ec2-metadata-token"
@@ -119,6 +120,32 @@ def test_the_agents_client_renews_its_token(monkeypatch: pytest.MonkeyPatch) -> 
             assert await asyncio.to_thread(client.read, "instance-id") == "i-1"
 
     with_service(scene)
+
+
+@pytest.mark.parametrize("period_s", [0.1, 1.0, 2.0, 5.0])
+def test_both_warnings_are_looked_for_every_five_seconds_at_least(
+    monkeypatch: pytest.MonkeyPatch, period_s: float
+) -> None:
+    """The interruption at every poll; the hint about rebalancing less often, where polls come thick."""
+    watch = NoticeWatch("http://127.0.0.1:9", period_s, lambda notice: None)
+    asked_s: dict[str, list[float]] = {}
+    now_s = 0.0
+
+    class Clock:
+        def is_set(self) -> bool:
+            return now_s > 30
+
+        def wait(self, pause_s: float) -> None:
+            nonlocal now_s
+            now_s += pause_s
+
+    monkeypatch.setattr(watch, "_ended", Clock())
+    monkeypatch.setattr(watch._client, "read", lambda path: asked_s.setdefault(path, []).append(now_s))
+    watch.run()
+    interruption, hint = asked_s["spot/instance-action"], asked_s["events/recommendations/rebalance"]
+    assert max(after - before for before, after in pairwise(interruption)) <= period_s + 1e-9
+    assert max(after - before for before, after in pairwise(hint)) <= 5.0 + 1e-9
+    assert hint[0] == 0.0
 
 
 def test_botocore_accepts_the_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,26 @@ def test_a_budget_and_hours_end_early_by_what_the_end_takes(journal: Journal) ->
     bill.update(instance("a"), time.time())
     assert recorder.budget_spent() == ""
     assert "--max-hours" in recorder.budget_spent(drain_s=20.0)
+
+
+def test_a_price_that_rises_is_paid_from_then_on(journal: Journal) -> None:
+    """What was paid before stays; budget and price per hour are held against the price of now."""
+    bill, recorder = limited(journal, budget_usd=1.0, max_usd_per_hour=0.7)
+    now_s = time.time()
+    bill.update(replace(instance("a"), launched_s=now_s - 3600), now_s)
+    assert bill.spent(now_s)[0] == pytest.approx(0.3)
+    bill.reprice({"machine/zone": 0.6, "machine/elsewhere": 9.0}, now_s)
+    assert bill.spent(now_s) == (pytest.approx(0.3), pytest.approx(0.9))
+    assert bill.spent(now_s + 3600)[0] == pytest.approx(0.9)
+    assert bill.per_hour() == pytest.approx(0.6)
+    bill.reprice({"machine/zone": 0.2}, now_s + 3600)
+    assert bill.spent(now_s + 7200) == (pytest.approx(1.1), pytest.approx(2.7))
+    bill.reprice({"machine/zone": 0.8}, now_s)
+    bill.update(replace(instance("b"), launched_s=now_s), now_s)  # rented at the price of now
+    assert "--max-price-per-hour" in recorder.budget_spent()
+    bill.update(replace(instance("a", InstanceState.TERMINATED), launched_s=now_s - 3600), now_s)
+    ended_usd = bill.spent(now_s)[0]
+    bill.reprice({"machine/zone": 5.0, "other/zone": 0.0}, now_s)
+    assert bill.spent(now_s)[0] == pytest.approx(ended_usd), "who has ended costs no more"
+    bill.reprice({"machine/zone": 0.0}, now_s)
+    assert bill.per_hour() == pytest.approx(5.0), "a price that nobody knows changes nothing"

@@ -196,8 +196,11 @@ def template() -> dict[str, Any]:
     return load_template("gpt-tiny")
 
 
-def test_ctrl_c_while_an_anchor_is_rented_and_down_leave_nothing(site: Site) -> None:
-    """It is being rented: what that brings is ended. `down` ends a job whose anchor does not answer."""
+def test_ctrl_c_or_kill_while_an_anchor_is_rented_and_down_leave_nothing(site: Site) -> None:
+    """It is being rented: what that brings is ended, by the launcher or, after kill -9, by `resume`.
+
+    `down` ends a job whose anchor does not answer.
+    """
     parcae = site.parcae
     gate = site.gate()
     job = launch(site, "--steps", "100000")
@@ -207,6 +210,16 @@ def test_ctrl_c_while_an_anchor_is_rented_and_down_leave_nothing(site: Site) -> 
     _, err = job.communicate(timeout=40)
     assert (job.returncode, site.live()) == (130, []), err
     assert parcae.run("down", "job")[0] == 0
+
+    gate = site.gate()
+    killed = parcae.start("launch", "gpt-tiny", *options(site), "--name", "killed")
+    assert gate.entered.wait(20)
+    killed.kill()
+    killed.wait(10)
+    gate.open.set()
+    until(lambda: len(site.live()) == 1)
+    code, said = parcae.run("resume", "killed")
+    assert (code, site.live(), "never began at its anchor" in said) == (1, [], True), said
 
     settings = [*options(site), "--steps", "100000", "--name", "again", "--detach"]
     code, said = parcae.run("launch", "gpt-tiny", *settings)

@@ -16,11 +16,10 @@ from runtime.control.job.journal import Journal
 from runtime.planning.trace_formats import parse_trace
 from tests.cloud.aws.conftest import ec2, endpoint  # noqa: F401
 from tests.cloud.aws.front import Front
-from tests.end_to_end.harness import Finished, processes_of, train
+from tests.end_to_end.harness import STEPS, Finished, processes_of, train
 from tests.end_to_end.machines import Machines, zygote
 
 pytestmark = pytest.mark.timeout(240)
-STEPS = 60
 
 
 @pytest.fixture
@@ -57,10 +56,16 @@ def aws(home: Path, name: str, machines: Machines, watch: Any = None, **options:
     return train(home, name, watch, cloud="aws", fleet=settings, **{"steps": STEPS, **options})
 
 
-def test_a_job_survives_interruptions(ec2: Front, machines: Machines, tmp_path: Path) -> None:  # noqa: F811
+def test_a_job_survives_interruptions(
+    ec2: Front,  # noqa: F811
+    machines: Machines,
+    tmp_path: Path,
+    undisturbed: Finished,
+) -> None:
     """One node goes with a notice, the others without; replacements come, and it can all be replayed later.
 
-    Two nodes are the fewest, so after the second loss training must wait for a replacement.
+    Two nodes are the fewest, so after the second loss training must wait for a replacement. Losses and
+    weights are those of a run that nothing happened to.
     """
     names: list[str] = []
 
@@ -77,6 +82,8 @@ def test_a_job_survives_interruptions(ec2: Front, machines: Machines, tmp_path: 
     run = aws(tmp_path, "storm", machines, interfere, nodes=3)
     assert run.result.state == "done"
     assert (run.result.samples_lost, run.result.samples_repeated) == (0, 0)
+    assert run.losses == undisturbed.losses
+    assert run.result.weights_sha256 == undisturbed.result.weights_sha256
     assert len(machines.nodes) >= 4
     assert len(machines.pids(names[1], "worker")) == 1
     first = {event["kind"]: event for event in reversed(run.events)}

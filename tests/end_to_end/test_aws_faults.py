@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from cloud.provider import MaybeStillRunningError, QuotaError
+from runtime.control.job.journal import Journal
 from tests.cloud.aws.conftest import ec2, endpoint  # noqa: F401
 from tests.cloud.aws.front import Front
 from tests.end_to_end.harness import lines
@@ -178,12 +179,26 @@ def test_kill_9_in_the_launch_is_resumed(ec2: Front, parcae: Command, after: boo
 
 
 def test_down_ends_a_job_and_may_be_repeated(ec2: Front, parcae: Command) -> None:
-    """From another process: launcher, instances and launch template are gone; the second time nothing is."""
+    """From another process: launcher, instances and launch template are gone; the second time nothing is.
+
+    Meanwhile `status` tells the money; the price has risen since the plan was made.
+    """
+
+    def dearer(action: str) -> None:
+        if action == "CreateLaunchTemplate":
+            ec2.prices.update(dict.fromkeys([("g4dn.xlarge", f"us-east-1{zone}") for zone in "abcdef"], 0.3))
+
+    ec2.hold = dearer
     job = parcae.launch("--budget", "1000", "--max-hours", "5")
     until(lambda: any(event["kind"] == "started" for event in events(parcae.home)))
+    journal = Journal(parcae.home)
+    until(lambda: (journal.read_snapshot("job") or {}).get("usd_per_hour") == pytest.approx(0.6))
+    journal.close()
     code, said = parcae.run("status", "job", "--once", "--json")
     assert code == 0, said
-    assert json.loads(said)["usd_per_hour"] == pytest.approx(0.4)
+    money = json.loads(said)
+    assert money["usd_per_hour"] == pytest.approx(0.6)
+    assert 0.52 / 0.3 < money["usd_on_demand"] / money["usd"] < 0.53 / 0.2
     code, said = parcae.run("down", "job")
     assert code == 0, said
     assert ec2.live() == []

@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,8 @@ from runtime.planning.prior import PriorRates
 
 WINDOW_H = 7 * 24.0  # what is older hardly weighs anything
 MINUTE_S = 60.0
+# So long after its minute a row of another job may be written at the latest.
+LATE_MINUTES = 2
 _LOG = logging.getLogger(__name__)
 
 
@@ -55,12 +58,47 @@ class Outlooking:
         return replace(self._base, outlook=self.outlook).forecast(history, horizon, now_s)
 
 
-class CapacityWatch:
-    """Writes the record of one running job, and says what it means for the next minutes."""
+class Window:
+    """All jobs' record of some pools over the last week: read whole once, then the last minutes again."""
 
-    def __init__(self, journal: Journal, job: str, cloud: str, provider: SpotProvider, wanted: int) -> None:
+    def __init__(self, journal: Journal, cloud: str, pools: Sequence[str]) -> None:
+        self._journal, self._cloud, self._pools = journal, cloud, tuple(pools)
+        self._rows: list[PoolMinute] = []  # by minute
+        self._read_to: int | None = None
+
+    def read(self, minute: int) -> Sequence[PoolMinute]:
+        """The rows as of this minute, what was written in it included; good until the next call."""
+        oldest = since = minute - int(WINDOW_H * 60)
+        if self._read_to is not None:  # a clock may be set back
+            since = max(oldest, min(self._read_to, minute) - LATE_MINUTES)
+        del self._rows[self._first(since) :]
+        del self._rows[: self._first(oldest)]
+        self._rows += self._journal.capacity(self._cloud, self._pools, since)
+        self._read_to = minute
+        return self._rows
+
+    def _first(self, minute: int) -> int:
+        return bisect_left(self._rows, minute, key=lambda row: row.minute)
+
+
+class CapacityWatch:
+    """Writes the record of one running job, and says what it means for the next minutes.
+
+    `priced` is told what an instance of each pool costs now (USD an hour), by the pool's key.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        job: str,
+        cloud: str,
+        provider: SpotProvider,
+        wanted: int,
+        priced: Callable[[Mapping[str, float]], None] = lambda prices: None,
+    ) -> None:
         self._journal, self._job, self._cloud, self._wanted = journal, job, cloud, wanted
-        self._provider = provider
+        self._provider, self._priced = provider, priced
+        self._window: Window | None = None
         self._last: dict[str, PoolTally] | None = None
         self._forecaster: Outlooking | None = None
         self._task: asyncio.Task[None] | None = None
@@ -98,6 +136,7 @@ class CapacityWatch:
                 with contextlib.suppress(CloudError):
                     await self._provider.ask_market()
                 await asyncio.to_thread(self.write, time.time())
+                self._priced({key: one.spot_usd_per_hour for key, one in (self._last or {}).items()})
             except Exception:  # noqa: BLE001 - a record is never worth a job
                 _LOG.exception("the capacity record was not written")
             await asyncio.sleep(MINUTE_S - time.time() % MINUTE_S)
@@ -122,7 +161,8 @@ class CapacityWatch:
             )  # fmt: skip
         self._last = tallies
         self._journal.put_capacity(self._job, self._cloud, rows)
-        seen = self._journal.capacity(self._cloud, list(tallies), minute - int(WINDOW_H * 60))
+        self._window = self._window or Window(self._journal, self._cloud, list(tallies))
+        seen = self._window.read(minute)
         look = outlook(seen, minute)
         if self._forecaster is not None:
             self._forecaster.outlook = look
@@ -137,7 +177,7 @@ class CapacityWatch:
         if self._began_usd is None:
             self._began_usd = price
         began = self._began_usd
-        lately = [row for row in seen if row.minute > minute - 60]
+        lately = seen[bisect_left(seen, minute - 59, key=lambda row: row.minute) :]
         return {
             "spot_usd_per_hour": price,
             "price_change": price / began - 1 if price is not None and began else None,

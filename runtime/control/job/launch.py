@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -252,7 +253,10 @@ class _Job:
             pools = [one.key for one in setup.provider.tallies()]
             prior = known_rates(self._journal, request.cloud, pools, prior)
         config = planner_config(request, self._spec, self._wanted, setup.time_scale, prior)
-        capacity = CapacityWatch(self._journal, request.name, request.cloud, setup.provider, self._wanted)
+        capacity = CapacityWatch(
+            self._journal, request.name, request.cloud, setup.provider, self._wanted,
+            lambda prices: self._bill.reprice(prices, time.time()),
+        )  # fmt: skip
         config = replace(config, forecaster=capacity.bend(config.forecaster))
         self._recorder.market = lambda: capacity.now
         for pool in (*setup.market, *([] if prior is None else [in_words(prior)])):

@@ -22,8 +22,8 @@ _TIMEOUT_S = 2.0
 # A Date header is rounded down to a second, and travels; what differs more is a clock that is wrong.
 _SKEW_S = 3.0
 # The hint about rebalancing is weak and early: looking for it at every poll would double the work for
-# nothing.
-_REBALANCE_EVERY = 10
+# nothing. AWS asks for 5 s; who polls faster looks at every tenth time at the latest.
+HINT_EVERY_S, HINT_EVERY_POLLS = 5.0, 10
 
 
 class MetadataClient:
@@ -104,11 +104,11 @@ class NoticeWatch(threading.Thread):
 
     def run(self) -> None:
         """Poll until stopped. A service that does not answer is asked again: notices are best effort."""
-        polls = 0
+        polls, every = 0, max(1, min(HINT_EVERY_POLLS, int(HINT_EVERY_S / self._period_s)))
         while not self._ended.is_set():
             try:
                 self._look(NoticeKind.INTERRUPTION, "spot/instance-action")
-                if polls % _REBALANCE_EVERY == 0:
+                if polls % every == 0:
                     self._look(NoticeKind.REBALANCE, "events/recommendations/rebalance")
             except (OSError, http.client.HTTPException):
                 pass

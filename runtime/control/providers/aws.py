@@ -161,7 +161,7 @@ def _sent(
     public = f"(the public half of PARCAE_HOME/{own}aws/ssh_key)"
     made: list[tuple[str, Request]] = [
         ("import_key_pair", key_pair_request("parcae-KEY", public)),
-        ("create_security_group", group_request(home.vpc)),
+        ("create_security_group", group_request(home.vpc, settings)),
         *(("authorize_security_group_ingress", rule) for rule in group_rules_requests(group, settings)),
         *(("authorize_security_group_egress", rule) for rule in group_egress_requests(group, settings)),
         (

@@ -51,7 +51,7 @@ class Front:
     faults: list[Fault] = field(default_factory=list)
     capacity: dict[tuple[str, str], int] = field(default_factory=dict)
     default_capacity: int = 10**6
-    prices: dict[tuple[str, str], float] = field(default_factory=dict)  # USD an hour; others cost 0.2
+    prices: dict[tuple[str, str], float] = field(default_factory=dict)  # USD an hour, 0: no spot; else 0.2
     marked: dict[str, float] = field(default_factory=dict)  # spot requests marked for termination, and when
     quota_vcpus: float = 10**6
     invisible_s: float = 0.0
@@ -226,6 +226,7 @@ class Front:
             }
             for kind in arguments["InstanceTypes"]
             for zone in self.backends[region_of(environ)].describe_availability_zones()
+            if self.prices.get((kind, zone.name), 0.2)
         ]
         return self._answer("DescribeSpotPriceHistory", {"SpotPriceHistory": rows})
 
@@ -289,10 +290,9 @@ class Front:
         )
         found.pop("ResponseMetadata", None)
         for reservation in found["Reservations"]:
-            reservation["Instances"] = [
-                one for one in reservation["Instances"] if one["InstanceId"] not in hidden
-            ]
-            for one in reservation["Instances"]:
+            shown = [one for one in reservation["Instances"] if one["InstanceId"] not in hidden]
+            reservation["Instances"] = shown
+            for one in shown:
                 if one["InstanceId"] in ending:
                     one["State"] = {"Code": 32, "Name": "shutting-down"}
         return self._answer("DescribeInstances", found)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,22 +23,27 @@ from runtime.control.job.journal import Journal
 from runtime.control.providers.aws import anchor, plan, setup
 from runtime.planning.errors import InputError
 from runtime.planning.model import ModelSpec, parse_model
+from tests.cli.conftest import Done, home, parcae  # noqa: F401
 from tests.cloud.aws.front import ACCOUNT, Front
+
+# ruff: noqa: F811
 
 EAST, WEST = "us-east-1", "us-west-2"
 TYPE, DEARER = "g4dn.xlarge", "g5.xlarge"
 MAKING = ("Import", "Create", "Authorize", "Run", "Put", "Set")
 
 
-def job(home: Path, anchor: str = "here", **settings: Any) -> tuple[LaunchRequest, ModelSpec]:
+def job(
+    home: Path, anchor: str = "here", model: str = "gpt-tiny", nodes: int = 2, **settings: Any
+) -> tuple[LaunchRequest, ModelSpec]:
     """gpt-tiny on two nodes of the two types."""
     fleet = {**load_fleet("aws"), "instance_types": [TYPE, DEARER], **settings}
-    template = load_template("gpt-tiny")
+    template = load_template(model)
     request = LaunchRequest(
-        "job", "gpt-tiny", home, cloud="aws", nodes=2, template=template, fleet=fleet, anchor=anchor,
+        "job", model, home, cloud="aws", nodes=nodes, template=template, fleet=fleet, anchor=anchor,
         cost_table=load_measured_costs(),
     )  # fmt: skip
-    return request, parse_model(template, "gpt-tiny")
+    return request, parse_model(template, model)
 
 
 def price(front: Front, region: str, kind: str, usd_per_hour: float) -> None:
@@ -164,7 +172,9 @@ def test_a_dry_run_compares_regions(ec2: Front, tmp_path: Path) -> None:
     assert plan(request, spec)["region"] == WEST
 
 
-def test_a_resumed_job_keeps_its_machine_and_regions_at_new_prices(ec2: Front, tmp_path: Path) -> None:
+def test_a_resumed_job_keeps_its_machine_and_regions_at_new_prices(
+    ec2: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another machine and another region are cheaper now; a resume takes neither."""
     request, spec = job(tmp_path, region="", regions=[EAST, WEST])
     price(ec2, EAST, TYPE, 0.1)
@@ -186,6 +196,75 @@ def test_a_resumed_job_keeps_its_machine_and_regions_at_new_prices(ec2: Front, t
     assert (kept.launch, kept.region) == (record.launch, EAST)
     with pytest.raises(InputError, match="--max-price-per-hour"):
         setup(replace(request, max_usd_per_hour=0.5), spec, journal)
+    monkeypatch.setattr("cloud.aws.api._FIRST_PAUSE_S", 0.0)
     ec2.fault("DescribeSpotPriceHistory", "InternalError", times=100)
     assert setup(request, spec, journal).wanted == 2  # without new prices the last ones stand
     journal.close()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "nodes", "said"),
+    [
+        ([TYPE], 4, r"T4 with 4 nodes: .*stage 0 needs .* GB"),
+        ([TYPE, "g4dn.12xlarge"], 2, r"T4 with 2 nodes: .*; 4 x T4 with 2 nodes: "),
+    ],
+)
+def test_a_model_that_no_gpu_can_hold_is_refused_with_the_arithmetic(
+    ec2: Front, tmp_path: Path, kinds: list[str], nodes: int, said: str
+) -> None:
+    """gpt3-6b on GPUs of 16 GB: what a stage needs, of which parts, and what there is; for each machine."""
+    request, spec = job(tmp_path, model="gpt3-6b", nodes=nodes, instance_types=kinds)
+    with pytest.raises(InputError, match=said):
+        plan(request, spec)
+
+
+def test_nothing_is_rented_before_somebody_agrees(
+    ec2: Front, parcae: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan is shown and a no is heeded; where nobody can be asked --yes is wanted; --yes asks nobody."""
+    command = ("launch", "gpt-tiny", "--cloud", "aws", "--nodes", "2")
+    done = parcae(*command)
+    assert (done.code, "--yes" in done.err) == (2, True), done
+    assert ec2.calls == []
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True, readline=lambda: "n"))
+    monkeypatch.setattr("builtins.input", lambda prompt="": "n")
+    done = parcae(*command)
+    assert (done.code, sent(ec2)) == (130, []), done
+    assert "USD" in done.out + done.err and "nothing was rented" in done.err
+    carried_out: list[LaunchRequest] = []
+    monkeypatch.setattr("parcae_cli.commands.launch.carry_out", carried_out.append)
+    monkeypatch.setattr("parcae_cli.commands.launch.finish", lambda result, as_json: None)
+    assert parcae(*command, "--yes").code == 0
+    assert [one.nodes for one in carried_out] == [2]
+
+
+def test_without_credentials_a_launch_is_one_line_that_says_what_to_do(
+    parcae: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 4, and nothing is made, not even here."""
+    pytest.importorskip("boto3")
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    command = ("launch", "gpt3-6b", "--cloud", "aws", "--nodes", "16", "--backup", "none")
+    for more in ("--dry-run", "--yes"):
+        done = parcae(*command, more)
+        assert (done.code, done.out) == (4, "")
+        (line,) = done.err.splitlines()
+        assert "aws: no credentials found. Run `aws configure`" in line
+    assert not (Path(os.environ["PARCAE_HOME"]) / "jobs").exists()
+
+
+def test_a_backup_that_this_machine_cannot_hold_is_foretold(
+    ec2: Front, parcae: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three states of gpt3-6b, beside what there is; nothing where the backup is elsewhere, or fits."""
+    monkeypatch.setattr("parcae_cli.launch_checks.memory_bytes", lambda: 16e9)
+    command = ("--cloud", "aws", "--nodes", "16", "--dry-run", "--json")
+    done = parcae("launch", "gpt3-6b", *command)
+    assert done.code == 0 and json.loads(done.out)["plan"]["nodes"] == 16
+    assert re.search(r"may take 249 GB of memory here, where there are 16: --anchor cloud", done.err)
+    assert parcae("launch", "gpt3-6b", *command, "--backup", "none").err == ""
+    assert parcae("launch", "gpt-tiny", *command).err == ""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from cloud.aws.api import ATTEMPTS, Api, ApiError
+from cloud.aws.api import ATTEMPTS, NO_CREDENTIALS, Api, ApiError
 from cloud.aws.errors import Verdict, clock_skew_s, from_client_error, quota_of, verdict_of
 from cloud.provider import CloudError, CredentialsError, NoCapacityError, QuotaError
 from tests.cloud.aws.front import ENVIRONMENT
@@ -68,6 +73,70 @@ def test_each_error_says_what_to_do(
     assert (type(caught.value.sorted), caught.value.verdict) == (kind, verdict)
     assert str(caught.value).startswith(f"aws create_fleet: {code}: said EC2")
     assert stubbed.pauses == []
+
+
+def test_credentials_that_cannot_be_brought_are_said_to_be_so(
+    stubbed: Stubbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session of SSO or of `aws login` that ran out in mid-job: no retry, and the error of credentials."""
+    import botocore.exceptions
+
+    for name in NO_CREDENTIALS:
+        kind = getattr(botocore.exceptions, name)
+        error = kind.__new__(kind)  # each wants words of its own, which say nothing here
+
+        def fail(error: Exception = error, **request: object) -> None:
+            raise error
+
+        client = SimpleNamespace(create_fleet=fail)
+        monkeypatch.setattr(stubbed.api, "client", lambda service, client=client: client)
+        with pytest.raises(ApiError) as caught:
+            stubbed.api.call("create_fleet", FLEET)
+        assert (type(caught.value.sorted), caught.value.verdict) == (CredentialsError, Verdict.CREDENTIALS)
+    assert stubbed.pauses == []
+
+
+def test_credentials_that_were_renewed_are_used(
+    stubbed: Stubbed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Those of a file ran out in mid-job, and the user wrote others there: the launcher takes them."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    path = tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+
+    def write(key: str) -> None:
+        path.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = x\n")
+
+    from botocore.awsrequest import AWSResponse
+
+    used: list[str] = []
+
+    class Body(io.BytesIO):
+        def stream(self) -> Iterator[bytes]:
+            yield self.read()
+
+    def signed(request: Any, **more: Any) -> Any:
+        used.append(re.findall(r"Credential=(\w+)/", str(request.headers["Authorization"]))[0])
+        status, code = (200, "") if used[-1] == "NEW" else (400, "ExpiredToken")
+        body = f"<Response><Errors><Error><Code>{code}</Code></Error></Errors></Response>" if code else "<R/>"
+        return AWSResponse(request.url, status, {}, Body(body.encode()))
+
+    write("OLD")
+    api = Api(pause=stubbed.pauses.append)
+    make = api.client
+
+    def client(service: str) -> Any:
+        made = make(service)
+        made.meta.events.register("before-send.ec2", signed, unique_id="answer")
+        return made
+
+    monkeypatch.setattr(api, "client", client)
+    with pytest.raises(ApiError, match="ExpiredToken"):
+        api.call("describe_instances", {})
+    write("NEW")
+    api.call("describe_instances", {})
+    assert used == ["OLD", "NEW"]
 
 
 def test_throttling_is_tried_again_a_few_times_and_ever_more_slowly(stubbed: Stubbed) -> None:

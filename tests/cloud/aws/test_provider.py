@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from cloud.aws.market import check_quota, offers
 from cloud.aws.provider import AwsProvider
 from cloud.aws.region import Region
 from cloud.aws.settings import AwsSettings
-from cloud.aws.sweep import replay_requests, terminate_until_gone
+from cloud.aws.sweep import end_launch, replay_requests, terminate_until_gone
+from cloud.ended import has_ended
 from cloud.provider import CloudError, CredentialsError, MaybeStillRunningError, QuotaError
 from cloud.types import InstanceState, Notice, NoticeKind
 from tests.cloud.aws.front import Front
@@ -68,16 +70,24 @@ def test_a_life_from_launch_to_termination(ec2: Front, tmp_path: Path) -> None:
 
 
 def test_a_second_job_finds_what_the_first_made(ec2: Front, tmp_path: Path) -> None:
-    """Key pair and security group are made once and found again."""
+    """Key pair and security group are made once and found again; who lets others in has another group."""
 
     async def scene() -> None:
-        for name in ("a", "b"):
-            one = provider(tmp_path)
+        for name, ssh_from in (("a", "0.0.0.0/0"), ("b", "0.0.0.0/0"), ("c", "203.0.113.7/32")):
+            one = provider(tmp_path, ssh_from=ssh_from)
             one._record = LaunchRecord.at(tmp_path / name, name, "us-east-1")
             await one.start()
         assert len(ec2.actions("ImportKeyPair")) == 1
-        assert len(ec2.actions("CreateSecurityGroup")) == 1
-        assert len(ec2.actions("CreateLaunchTemplate")) == 2
+        assert len(ec2.actions("CreateSecurityGroup")) == 2
+        templates = [request["LaunchTemplateData"] for request in ec2.actions("CreateLaunchTemplate")]
+        first, second, third = [group for template in templates for group in template["SecurityGroupIds"]]
+        assert first == second != third
+        doors = [
+            door["CidrIp"]
+            for request in ec2.actions("AuthorizeSecurityGroupIngress") if request["GroupId"] == third
+            for rule in request["IpPermissions"] for door in rule.get("IpRanges", [])
+        ]  # fmt: skip
+        assert doors == ["203.0.113.7/32"]
 
     asyncio.run(scene())
 
@@ -215,8 +225,6 @@ def test_an_interruption_is_seen_and_its_pool_rests(ec2: Front, tmp_path: Path) 
 
 def test_a_launch_in_flight_is_waited_for_by_the_end(ec2: Front, tmp_path: Path) -> None:
     """The job is torn down while CreateFleet is under way: what it brings is terminated too."""
-    import threading
-
     entered, go_on = threading.Event(), threading.Event()
 
     def hold(action: str) -> None:
@@ -241,6 +249,36 @@ def test_a_launch_in_flight_is_waited_for_by_the_end(ec2: Front, tmp_path: Path)
         assert len(ec2.backend.all_instances()) == 2
 
     asyncio.run(scene())
+
+
+def test_a_launch_that_takes_too_long_keeps_nobody_else_alive(ec2: Front, tmp_path: Path) -> None:
+    """The end does not wait for ever: what is there ends, and a sweep mends the doubt."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    def hold(action: str) -> None:
+        if action == "CreateFleet":
+            entered.set()
+            go_on.wait(20)
+
+    async def scene() -> None:
+        one = provider(tmp_path)
+        one.in_flight_s = 0.05
+        await one.start()
+        await one.request(2, "t1")
+        ec2.hold = hold
+        late = asyncio.create_task(one.request(1, "t2"))
+        await asyncio.to_thread(entered.wait, 10)
+        with pytest.raises(MaybeStillRunningError, match="a launch is still under way"):
+            await one.close()
+        assert ec2.live() == []
+        assert not has_ended(tmp_path / "aws"), "else nobody would look again"
+        go_on.set()
+        await asyncio.gather(late, return_exceptions=True)
+
+    asyncio.run(scene())
+    assert len(ec2.backend.all_instances()) in (2, 3)  # the template is gone: EC2 may refuse by now
+    end_launch(tmp_path / "aws", 5.0)
+    assert (ec2.live(), has_ended(tmp_path / "aws")) == ([], True)
 
 
 def test_expired_credentials_leave_a_doubt(ec2: Front, tmp_path: Path) -> None:

@@ -12,11 +12,16 @@ from typing import Any
 import pytest
 
 from cloud.aws.bootstrap import HostKey, bootstrap_script, new_host_key, user_data
+from cloud.aws.event_requests import queue_request, rule_request
 from cloud.aws.instances import seen
 from cloud.aws.requests import (
+    LAUNCH_TAG,
+    SHARED_TAG,
     Owner,
     PoolPlan,
+    anchor_request,
     fleet_request,
+    group_name,
     group_request,
     group_rules_requests,
     key_pair_request,
@@ -52,7 +57,7 @@ def test_every_request_is_one_that_ec2_knows(efa: bool) -> None:
     """Each of them passes the validation of the service's model."""
     settings = aws_settings(efa=efa, placement_group=efa, max_price_usd_per_hour=0.4 if efa else 0.0)
     check("ImportKeyPair", key_pair_request("k", "ssh-ed25519 AAAA"))
-    check("CreateSecurityGroup", group_request("vpc-1"))
+    check("CreateSecurityGroup", group_request("vpc-1", settings))
     for rule in group_rules_requests("sg-1", settings):
         check("AuthorizeSecurityGroupIngress", rule)
     check("CreatePlacementGroup", placement_group_request(OWNER))
@@ -89,6 +94,35 @@ def test_a_fleet_is_spot_instant_and_never_replaced_behind_our_back() -> None:
     assert priced["LaunchTemplateConfigs"][0]["Overrides"][0]["MaxPrice"] == "0.35"
 
 
+def test_all_that_is_made_is_tagged() -> None:
+    """Whatever a launch makes can be traced to its job, and what launches share to us."""
+    settings = aws_settings()
+    template = launch_template_request(OWNER, settings, "ami-1", "k", "sg-1", "data")
+    fleet = fleet_request(OWNER, settings, plans(("g5.xlarge", "a")), 1, 1, "t")
+    anchor = anchor_request(OWNER, "role", "m6i.large", "ami-1", "k", "sg-1", "subnet-1", "#", "t")
+    made = [template, template["LaunchTemplateData"], fleet, placement_group_request(OWNER), anchor]
+    tagged = {spec["ResourceType"]: spec["Tags"] for one in made for spec in one["TagSpecifications"]}
+    assert set(tagged) == {
+        "launch-template", "fleet", "instance", "volume", "network-interface", "spot-instances-request",
+        "placement-group",
+    }  # fmt: skip
+    for tags in (*tagged.values(), rule_request(OWNER)["Tags"]):
+        assert {"Key": LAUNCH_TAG, "Value": OWNER.launch} in tags
+    assert queue_request(OWNER)["tags"][LAUNCH_TAG] == OWNER.launch
+    for shared in (key_pair_request("k", "ssh-ed25519 AAAA"), group_request("vpc-1", settings)):
+        assert [tag["Key"] for tag in shared["TagSpecifications"][0]["Tags"]].count(SHARED_TAG) == 1
+
+
+def test_who_narrows_the_door_gets_a_group_of_its_own() -> None:
+    """A rule is never taken away, so a group with the wide door must not be used again."""
+    wide, narrow = aws_settings(), aws_settings(ssh_from="203.0.113.7/32")
+    assert group_name(wide) == "parcae-nodes"
+    assert group_name(narrow) != group_name(aws_settings(ssh_from="203.0.113.8/32")) != group_name(wide)
+    request = group_request("vpc-1", narrow)
+    tags = {tag["Key"]: tag["Value"] for tag in request["TagSpecifications"][0]["Tags"]}
+    assert request["GroupName"] == tags[SHARED_TAG] == group_name(narrow)
+
+
 def test_a_template_shuts_the_back_doors() -> None:
     """IMDSv2 only, a shutdown terminates, the disk goes with the instance."""
     request = launch_template_request(OWNER, aws_settings(), "ami-1", "k", "sg-1", "#cloud-config\n{}")
@@ -116,7 +150,7 @@ def test_user_data_carries_our_host_key_and_the_script() -> None:
 def run_bootstrap(home: Path, **changes: Any) -> subprocess.Popen[bytes]:
     """The script itself, with a home here and a harmless shutdown."""
     script = bootstrap_script(aws_settings(**changes)).replace("/home/ubuntu", str(home))
-    script = script.replace("shutdown -h now", f"touch {home}/shut-down")
+    script = script.replace("shutdown -h now", f"touch {home}/shut-down").replace("sleep 60;", "sleep 0.1;")
     return subprocess.Popen(["/bin/sh", "-c", script], cwd=home)
 
 
@@ -147,6 +181,17 @@ def test_the_bootstrap_tells_when_it_is_ready_and_when_it_failed(tmp_path: Path)
     # Nobody touches the lease: both machines end themselves.
     assert wait_for(good / "shut-down")
     assert wait_for(bad / "shut-down")
+
+
+def test_a_machine_whose_lease_is_taken_away_ends_at_once(tmp_path: Path) -> None:
+    """An anchor that nobody needs any more removes the lease: no need to wait until it would have run out."""
+    import sys
+
+    settings = {"python": sys.executable, "packages": [], "times": {"dead_man_s": 36000}}
+    assert run_bootstrap(tmp_path, **settings).wait(20) == 0
+    assert not (tmp_path / "shut-down").exists()
+    (tmp_path / ".parcae-lease").unlink()
+    assert wait_for(tmp_path / "shut-down")
 
 
 @pytest.mark.parametrize(
@@ -211,7 +256,7 @@ def test_an_anchor_is_on_demand_has_a_role_and_ends_by_its_own_shutdown() -> Non
     from botocore.session import get_session
     from botocore.validate import ParamValidator
 
-    from cloud.aws.requests import JOB_TAG, ROLE_TAG, anchor_request
+    from cloud.aws.requests import JOB_TAG, ROLE_TAG
 
     owner = Owner("job", "launch")
     request = anchor_request(owner, "role", "m6i.large", "ami-1", "key", "sg-1", "subnet-1", "#", "token-0")
