@@ -11,8 +11,8 @@ import pytest
 from cloud.aws import market
 from cloud.aws.api import Api
 from cloud.aws.launch_record import LaunchRecord
-from cloud.aws.market import offers
 from cloud.aws.marked import MOST_VALUES
+from cloud.aws.market import offers
 from cloud.aws.provider import AwsProvider
 from cloud.aws.region import Region
 from cloud.aws.settings import AwsSettings
