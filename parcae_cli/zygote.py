@@ -147,6 +147,9 @@ def _become_worker(request: dict[str, object], control_fd: int) -> None:
         os.setsid()
         from cloud.processes import Register
         from parcae_cli.worker import run
+        from runtime.control.node.priority import give_way
+
+        give_way()
 
         environment = request["environment"]
         assert isinstance(environment, dict)

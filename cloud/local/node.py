@@ -18,7 +18,11 @@ from cloud.processes import Fate, ProcessRecord, Register
 from cloud.types import Instance, SshTarget
 
 USERNAME = "parcae"
-_NICENESS = "10"
+
+# What an instance does while it boots would cost its neighbours nothing if it were one. Its agent must not
+# yield: these words are for nodes whose agent is forked elsewhere. As for `runtime.control.node.priority`.
+_YIELDING: tuple[str, ...] = ("nice", "-n", "10")
+_SESSION_YIELDS = "{ echo 10 >/proc/self/autogroup; } 2>/dev/null; "
 _PIECE_BYTES = 65536
 
 # What a node inherits from the launching machine. Everything else (tokens, keys, cloud profiles) stays
@@ -147,13 +151,15 @@ class LocalNode:
 
     async def _serve(self, remote: asyncssh.SSHServerProcess[bytes]) -> None:
         """Run one command in its own process group; it outlives the SSH session, as on a real sshd."""
-        # What an instance does while it boots would cost its neighbours nothing if it were one.
-        yielding = ("nice", "-n", _NICENESS) if "PARCAE_AGENT_ZYGOTE" in self._environment else ()
+        command = remote.command or "exec sh"
+        yielding: tuple[str, ...] = ()
+        if "PARCAE_AGENT_ZYGOTE" in self._environment:
+            command, yielding = f"{_SESSION_YIELDS}{command}", _YIELDING
         process = await asyncio.create_subprocess_exec(
             *yielding,
             "/bin/sh",
             "-c",
-            remote.command or "exec sh",
+            command,
             cwd=self.folder,
             env=self._environment,
             start_new_session=True,

@@ -23,13 +23,13 @@ import torch
 from runtime.control import messages
 from runtime.control.data_rules import CorpusError
 from runtime.control.data_set import found_on_node
+from runtime.control.node.priority import boot_politely
 from runtime.engine.ahead import AheadCopy
 from runtime.engine.backup import BackupSender
 from runtime.engine.data import Corpus
 from runtime.engine.faults import FaultInjector
 from runtime.engine.generation import Generation, Graveyard, compute_device
 from runtime.engine.groups import StoreServer
-from runtime.engine.polite import politely
 from runtime.engine.state import LayerState
 from runtime.engine.trainer import Trainer
 from runtime.engine.transfer import NO_TRAFFIC, Address, FetchError, StateServer, Traffic, fetch_layers
@@ -156,7 +156,8 @@ class Worker:
 
     def _configure(self, message: messages.Configure) -> None:
         try:
-            trainer, corpus_digest = politely(partial(self._load, message))
+            load = partial(self._load, message)
+            trainer, corpus_digest = boot_politely(load) if "PARCAE_ZYGOTE" in os.environ else load()
         except (InputError, CorpusError) as error:
             self._send(messages.Configured(0, "", error=str(error)))
             return
