@@ -118,7 +118,10 @@ def check_backup(how: str, checkpoint: str | None, start_from: str | None, polic
 
 
 def warn_of_backup(request: LaunchRequest) -> None:
-    """Say so where the backup of a rented job may want more memory than this machine has."""
+    """Say so where the backup of a rented job may want more memory than this machine has.
+
+    Beside a plan, not before one: what cannot be planned has one line that says why.
+    """
     if request.cloud not in RENTED or request.anchor != "here" or request.backup == "none":
         return
     from runtime.control.providers.rented import backup_bytes

@@ -247,11 +247,12 @@ def launch(
         template=template,
         cost_table=load_measured_costs(),
     )
-    warn_of_backup(request)
     if dry_run:
         from parcae_cli.render.job import print_request
 
-        print_request(request, as_json, planned(request))
+        plan = planned(request)
+        warn_of_backup(request)
+        print_request(request, as_json, plan)
     elif detach:
         from parcae_cli.detach import run_detached
 
@@ -297,6 +298,7 @@ def confirm(request: LaunchRequest, yes: bool) -> None:
     plan = planned(request)
     assert plan is not None
     print_plan(plan)
+    warn_of_backup(request)
     if not typer.confirm("Rent this?", err=True):
         raise Interrupted("nothing was rented")
 
