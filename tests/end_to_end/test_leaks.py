@@ -55,7 +55,7 @@ class Reaper:
         self.deaths += 1
 
     def wait_for_the_dead(self, provider: LocalProvider) -> None:
-        """Groups wait for those who died in the last twenty seconds; how many they are depends on the machine.
+        """Groups wait for those who died in the last twenty seconds; how many depends on the machine.
 
         So the last steps take a second each, until nothing waits any more.
         """
