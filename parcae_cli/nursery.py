@@ -18,7 +18,8 @@ def start_agent(arguments: list[str]) -> int | None:
     Returns its exit code; None: there is no zygote (any more).
     """
     folder, name = os.path.split(os.environ[ZYGOTE])
-    request = {"agent": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}  # noqa: PTH109 - pathlib is slow to load
+    here = os.getcwd()  # noqa: PTH109 - pathlib is slow to load
+    request = {"agent": arguments, "folder": here, "environment": dict(os.environ)}
     text = json.dumps(request).encode() + b"\n"
     with socket.socket(socket.AF_UNIX) as connection:
         try:

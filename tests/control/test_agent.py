@@ -20,6 +20,7 @@ from cloud.local.metadata import MetadataService
 from cloud.processes import Register, start_ticks
 from runtime.control.fleet.link import Link
 from runtime.control.fleet.node_notices import NodeNotices
+from runtime.control.node.priority import TRAINING
 from tests.cloud.gcp.metadata_server import GceMetadata
 from tests.control.fleets import STUB, wait_for
 
@@ -79,6 +80,28 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     """A work folder whose processes are ended afterwards."""
     yield tmp_path
     Register(tmp_path / "pgids").kill()
+
+
+def test_an_agent_is_forked_where_one_process_has_loaded_everything(folder: Path) -> None:
+    """It is as one that was started; so is the worker; and where that process has gone, it is started."""
+    where = {"PARCAE_AGENT_ZYGOTE": str(folder / "zygote"), "PARCAE_ZYGOTE": str(folder / "zygote")}
+    command = [sys.executable, "-P", "-m", "parcae_cli.zygote", "--socket", "zygote", "--lifeline-fd", "0"]
+    with subprocess.Popen(
+        command, cwd=folder, env={**os.environ, **STUB}, stdin=subprocess.PIPE, start_new_session=True
+    ) as zygote:
+        wait_for((folder / "zygote").exists, 10.0, "the zygote")
+        agent = start(folder, 20.0, **where)
+        kind, hello = Controller(agent["socket"], "one").next()
+        assert kind == b"h1"
+        for pid in (agent["pid"], hello["pid"]):
+            assert b"parcae_cli.zygote" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        niceness = {pid: os.getpriority(os.PRIO_PROCESS, pid) for pid in (agent["pid"], hello["pid"])}
+        assert niceness[hello["pid"]] - niceness[agent["pid"]] == TRAINING
+        assert zygote.stdin is not None
+        zygote.stdin.close()
+    successor = start(folder, 20.0, **where)
+    assert b"parcae_cli.agent" in Path(f"/proc/{successor['pid']}/cmdline").read_bytes()
+    assert start_ticks(agent["pid"]) is None, "the one before it was ended"
 
 
 def test_the_lease_is_renewed_by_hearing_and_runs_out_in_silence(folder: Path) -> None:
