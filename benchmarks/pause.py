@@ -187,7 +187,8 @@ def in_the_dark(home: Path, template: dict[str, Any], scale: Scale, told: Connec
     enter()
     name = f"{template['name']}-dark"
     weather = Weather(home, name, scale.dead_gap, ["dark"] * scale.stops, 1.0)
-    nodes = (scale.dead_nodes + scale.stops, scale.dead_nodes + scale.stops)
+    count = scale.dead_nodes + scale.stops - 1  # nobody comes instead
+    nodes = (count, count)
     job = train(home, name, template, nodes, scale.dead_gap * (scale.stops + 3), weather)
     told.send(job.after(weather.struck["packets dropped"]))
 
