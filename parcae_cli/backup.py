@@ -14,7 +14,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
 
     from runtime.control.backup.service import main as serve
+    from runtime.control.node.priority import TRAINING, give_way
 
+    give_way(TRAINING)
     serve(parsed.control_fd, parsed.listen_fd)
     return 0
 

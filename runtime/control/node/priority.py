@@ -25,10 +25,13 @@ _AUTOGROUP = Path("/proc/self/autogroup")
 _PATIENCE_S, _AGAIN_S = 5.0, 0.05
 
 
-def give_way() -> None:
-    """Called by a worker that is born on a shared machine, when it leads a session of its own."""
+def give_way(session: int = BOOTING) -> None:
+    """Called by a worker that is born on a shared machine, when it leads a session of its own.
+
+    And by the backup, which goes on as those that train do: with `session` TRAINING.
+    """
     os.nice(TRAINING)
-    _set_session(BOOTING, time.monotonic() + _AGAIN_S)
+    _set_session(session, time.monotonic() + _AGAIN_S)
 
 
 def boot_politely(boot: Callable[[], Result]) -> Result:
