@@ -122,7 +122,7 @@ class RentedProvider(ABC):
             held = sum(one.instance.state in _HELD for one in mine)
             made.append(
                 PoolTally(
-                    "/".join(key), held, lost, len(mine), self._pools.tried[key], self._pools.refused[key],
+                    pool.key, held, lost, len(mine), self._pools.tried[key], self._pools.refused[key],
                     self._prices.get(key, pool.spot_usd_per_hour), pool.on_demand_usd_per_hour,
                     self._scores.get(key),
                 )

@@ -68,6 +68,11 @@ class Pool:
     spot_usd_per_hour: float
     on_demand_usd_per_hour: float
 
+    @property
+    def key(self) -> str:
+        """How records call it, whatever it costs."""
+        return f"{self.instance_type}/{self.zone}"
+
 
 @dataclass(frozen=True)
 class PoolTally:

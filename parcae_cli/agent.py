@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and the node's own settings from the environment; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if "PARCAE_AGENT_ZYGOTE" in os.environ and "--daemon" in words:
+    if "--daemon" in words:
         from parcae_cli.nursery import start_agent
 
         if (code := start_agent(words)) is not None:

@@ -17,6 +17,8 @@ def start_agent(arguments: list[str]) -> int | None:
 
     Returns its exit code; None: there is no zygote (any more).
     """
+    if ZYGOTE not in os.environ:
+        return None
     folder, name = os.path.split(os.environ[ZYGOTE])
     here = os.getcwd()  # noqa: PTH109 - pathlib is slow to load
     request = {"agent": arguments, "folder": here, "environment": dict(os.environ)}

@@ -102,16 +102,11 @@ def _start_agent(request: dict[str, object], descriptors: Sequence[int], connect
     """The child: what the process that asked would have done. Never returns."""
     code = 1
     try:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.setsid()
-        from cloud.processes import Register
+        _begin(request, "start")
         from parcae_cli.agent import main as agent_main
+        from parcae_cli.nursery import ZYGOTE
 
-        _move(request)
-        register = os.environ.get("PARCAE_REGISTER")
-        if register is not None and not Register(Path(register)).enter("start"):
-            os._exit(1)
-        del os.environ["PARCAE_AGENT_ZYGOTE"]  # this is it
+        del os.environ[ZYGOTE]  # this is it
         for own, given in enumerate(descriptors):
             os.dup2(given, own)
             os.close(given)
@@ -127,10 +122,17 @@ def _start_agent(request: dict[str, object], descriptors: Sequence[int], connect
         os._exit(code)
 
 
-def _move(request: dict[str, object]) -> None:
-    """Into the environment and the folder of whoever asked."""
+def _begin(request: dict[str, object], role: str) -> None:
+    """A session and a register of its own, in the environment and the folder of whoever asked."""
+    from cloud.processes import Register
+
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setsid()
     environment = request["environment"]
     assert isinstance(environment, dict)
+    register = environment.get("PARCAE_REGISTER")
+    if register is not None and not Register(Path(register)).enter(role):
+        os._exit(1)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(str(request["folder"]))
@@ -143,20 +145,11 @@ def _become_worker(request: dict[str, object], control_fd: int) -> None:
     """
     code = 1
     try:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.setsid()
-        from cloud.processes import Register
+        _begin(request, "worker")
         from parcae_cli.worker import run
         from runtime.control.node.priority import give_way
 
         give_way()
-
-        environment = request["environment"]
-        assert isinstance(environment, dict)
-        register = environment.get("PARCAE_REGISTER")
-        if register is not None and not Register(Path(register)).enter("worker"):
-            os._exit(1)
-        _move(request)
         null = os.open(os.devnull, os.O_RDONLY)
         log = os.open(str(request["log"]), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.dup2(null, 0)

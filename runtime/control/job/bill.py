@@ -34,8 +34,8 @@ class Bill:
 
     def update(self, instance: Instance, now_s: float) -> None:
         """Note an instance's new state; times in Unix seconds."""
-        if instance.id not in self._held and self._pools.get(_key(instance), 0.0) > 0:
-            self._prices[instance.id] = self._pools[_key(instance)]
+        if instance.id not in self._held and self._pools.get(instance.pool.key, 0.0) > 0:
+            self._prices[instance.id] = self._pools[instance.pool.key]
         _, ended_s = self._held.get(instance.id, (instance, None))
         if instance.state is InstanceState.TERMINATED and ended_s is None:
             ended_s = now_s
@@ -45,7 +45,7 @@ class Bill:
         """From now on (Unix seconds) instances cost this, by TYPE/ZONE; what they have cost stays."""
         self._pools = dict(usd_per_hour)
         for name, (instance, ended_s) in self._held.items():
-            old, new = self._usd_per_hour(instance), self._pools.get(_key(instance), 0.0)
+            old, new = self._usd_per_hour(instance), self._pools.get(instance.pool.key, 0.0)
             if ended_s is None and new > 0 and new != old:
                 hours = max(0.0, now_s - instance.launched_s) * self.speed / 3600
                 self._dearer_usd[name] = self._dearer_usd.get(name, 0.0) + hours * (old - new)
@@ -80,7 +80,3 @@ class Bill:
     def held(self) -> list[Instance]:
         """The instances that have not ended."""
         return [instance for instance, ended_s in self._held.values() if ended_s is None]
-
-
-def _key(instance: Instance) -> str:
-    return f"{instance.pool.instance_type}/{instance.pool.zone}"

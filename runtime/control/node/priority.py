@@ -39,24 +39,18 @@ def boot_politely(boot: Callable[[], Result]) -> Result:
 
     In a thread of its own, since nobody but root may take a niceness back.
     """
-    outcome: list[Result] = []
-    errors: list[BaseException] = []
+    from concurrent.futures import ThreadPoolExecutor
 
-    def run() -> None:
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BOOTING)
-        try:
-            outcome.append(boot())
-        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
-            errors.append(error)
+    try:
+        with ThreadPoolExecutor(1, "boot", _be_last) as thread:
+            return thread.submit(boot).result()
+    finally:
+        _set_session(TRAINING, time.monotonic() + _PATIENCE_S)
 
-    thread = threading.Thread(target=run, name="boot")
-    thread.start()
-    thread.join()
-    _set_session(TRAINING, time.monotonic() + _PATIENCE_S)
-    if errors:
-        raise errors[0]
-    return outcome[0]
+
+def _be_last() -> None:
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BOOTING)
 
 
 def _set_session(niceness: int, until_s: float) -> None:

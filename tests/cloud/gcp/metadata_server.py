@@ -7,7 +7,8 @@ import hashlib
 import http.server
 import threading
 import urllib.parse
-from typing import Any
+
+from tests.cloud.loopback import Quiet, listening
 
 
 class GceMetadata:
@@ -20,20 +21,13 @@ class GceMetadata:
         self._closed = False
         metadata = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Handler(Quiet):
             def do_GET(self) -> None:
                 metadata._answer(self)
 
-            def log_message(self, *arguments: Any) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = listening(Handler)
         self.host = f"127.0.0.1:{self._server.server_address[1]}"
         self.url = f"http://{self.host}"
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def set(self, path: str, value: str) -> None:
         """Change a value."""

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import threading
-from typing import Any
 
 from tests.cloud.gcp.fake_compute import FakeCompute
+from tests.cloud.loopback import Quiet, listening
 
 
 class Served:
     """A fake that listens on 127.0.0.1. `url` is the endpoint for clients."""
 
     def __init__(self, fake: FakeCompute) -> None:
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Handler(Quiet):
             def do_GET(self) -> None:
                 length = int(self.headers.get("Content-Length") or 0)
                 status, answer = fake.handle(self.command, self.path, self.rfile.read(length))
@@ -29,14 +25,9 @@ class Served:
 
             do_POST = do_DELETE = do_GET
 
-            def log_message(self, *arguments: Any) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = listening(Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         fake.base = f"{self.url}/compute/v1/"
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self) -> None:
         """Stop listening."""
