@@ -94,6 +94,11 @@ def test_files_stay_readable() -> None:
     assert long == {}
 
 
+def test_no_benchmark_hides_a_module_of_the_standard_library() -> None:
+    """Python looks beside a script first: a benchmarks/profile.py broke whatever imports cProfile there."""
+    assert {path.stem for path in sources("benchmarks")} & sys.stdlib_module_names == set()
+
+
 def test_every_module_says_what_it_is() -> None:
     """Every Python file that is not empty begins with a docstring."""
     silent = [

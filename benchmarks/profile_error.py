@@ -1,6 +1,6 @@
 """How well a measured profile foretells real steps: `parcae profile`, then jobs and replays of one layout.
 
-    python benchmarks/profile.py [--models gpt-tiny,gpt-30m] [--steps 40]
+    python benchmarks/profile_error.py [--models gpt-tiny,gpt-30m] [--steps 40]
 
 For each model: a profile of this machine; a job with that profile on one node (1x1) and on two, a job whose
 make-believe device forces two stages (1x2). Each job's median step (without the first five) stands beside the
