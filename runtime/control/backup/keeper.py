@@ -84,6 +84,7 @@ class CheckpointKeeper:
         Raises:
             OSError: it cannot be read any more.
         """
+        self._failed = 0  # its step comes again, and others before it
         if self._last in self._written:
             return self._backup.restore(f"{self._target}/step-{self._last}", generation)
         return self._backup.restore(self._start if self._last else None, generation)
