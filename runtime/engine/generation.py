@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -55,8 +56,9 @@ class Generation:
         self.waiter = Waiter(f"generation-{self.number}")
         self._groups: Groups | None = None
         self._room: list[torch.Tensor] = []
-        self._message, self._host, self._on_prepared, self._make_room = message, host, prepared, make_room
-        self.waiter.post(self._build)
+        self._message, self._host = message, host
+        # What is called is not kept: it holds the generation before this one, which held the one before it.
+        self.waiter.post(partial(self._build, prepared, make_room))
 
     def groups(self) -> Groups:
         """The generation's groups, once every member has joined them."""
@@ -84,8 +86,11 @@ class Generation:
         """Let go of the groups. Their destructors can take tens of milliseconds."""
         self._groups = None
         self.keep_alive = None
+        self.gradients = {}
 
-    def _build(self) -> tuple[Groups, list[torch.Tensor]]:
+    def _build(
+        self, prepared: Callable[[float], None], make_room: Callable[[Generation], list[torch.Tensor]]
+    ) -> tuple[Groups, list[torch.Tensor]]:
         began = time.monotonic()
         message = self._message
         store = (message.store[0], message.store[1])
@@ -97,8 +102,8 @@ class Generation:
         else:
             works = self.works[self.stage]
             groups = GlooGroups(self.number, self._host, store, self.pipelines, self.stages, position, works)
-        room = self._make_room(self)
-        self._on_prepared(time.monotonic() - began)
+        room = make_room(self)
+        prepared(time.monotonic() - began)
         return groups, room
 
 

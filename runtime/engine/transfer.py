@@ -223,5 +223,8 @@ def fetch_layers(
     for thread in threads:
         thread.join()
     if errors:
-        raise errors[0]
+        try:
+            raise errors[0]
+        finally:
+            errors.clear()  # its traceback holds this frame, and so the views
     return sum(len(views[layer]) for layer, _ in wanted)

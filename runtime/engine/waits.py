@@ -60,10 +60,15 @@ class Waiter:
         """
         self.check()
         value, error = self._results.get()
-        self.check()
-        if error is not None:
-            raise error
-        return value
+        try:
+            self.check()
+            if error is not None:
+                raise error
+            return value
+        finally:
+            del (
+                error
+            )  # its traceback holds this frame: together they would keep the groups until a collection
 
     def call(self, function: Callable[[], Result]) -> Result:
         """The result of `function`, run in the thread. Raises what `collect` raises."""
@@ -87,7 +92,8 @@ class Waiter:
             try:
                 outcome: tuple[Any, BaseException | None] = (function(), None)
             except BaseException as error:  # noqa: BLE001 - handed to the caller, whatever it is
-                outcome = (None, error)
+                # Nobody may ever take it, and its traceback holds this frame, and so the generation's groups.
+                outcome = (None, error.with_traceback(None))
             del function
             self._results.put(outcome)
             del outcome
