@@ -66,9 +66,7 @@ class Waiter:
                 raise error
             return value
         finally:
-            del (
-                error
-            )  # its traceback holds this frame: together they would keep the groups until a collection
+            del error  # its traceback holds this frame: a circle, which would keep the groups
 
     def call(self, function: Callable[[], Result]) -> Result:
         """The result of `function`, run in the thread. Raises what `collect` raises."""

@@ -22,9 +22,9 @@ from runtime.control.training.coordinator import Coordinator
 from runtime.control.training.migration import Migration
 from runtime.control.training.recovery import Recovery
 from runtime.control.training.restarts import RestartingCoordinator
-from tests.end_to_end.harness import train
+from tests.end_to_end.harness import STEPS, train
 
-OPTIONS: dict[str, Any] = {"nodes": 4, "steps": 60}
+OPTIONS: dict[str, Any] = {"nodes": 4, "steps": STEPS}
 # Moments that come after a loss: a node is killed for them.
 LOSSES = ("a generation is begun", "survivors report", "everybody starts anew")
 

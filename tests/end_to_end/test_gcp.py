@@ -20,6 +20,7 @@ from runtime.control.job.history import held_trace
 from runtime.control.job.journal import Journal
 from tests.cloud.gcp.conftest import compute  # noqa: F401
 from tests.cloud.gcp.fake_compute import MACHINE_TYPE, ZONES, FakeCompute, Fault
+from tests.end_to_end.brake import LONGEST_HOLD_S, Brake
 from tests.end_to_end.gcp_machines import GcpMachines, gcp_fleet
 from tests.end_to_end.harness import processes_of, train
 from tests.end_to_end.machines import zygote
@@ -42,6 +43,7 @@ def test_a_job_of_two_pools_whose_machines_have_two_gpus(
     compute: FakeCompute,  # noqa: F811
     machines: GcpMachines,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One zone has one machine only, so the job is in both, at the price of each; a preempted machine is
     replaced, both its workers with it, and the weights are those of a local run.
@@ -53,7 +55,14 @@ def test_a_job_of_two_pools_whose_machines_have_two_gpus(
     fleet |= {"python": sys.executable, "times": times}
     vanished: list[str] = []
 
+    def held_s() -> float:  # what is lost is replaced while there is training left
+        joined = (tmp_path / "jobs/two/events.jsonl").read_text().count('"joined"') if vanished else 0
+        return LONGEST_HOLD_S if vanished and joined < 3 else 0.0
+
+    brake = Brake(monkeypatch, held_s)
+
     def interfere(step: int, provider: Any) -> None:
+        brake.stepped()
         if step == 12 and not vanished:
             vanished.append(next(name for name, one in compute.instances.items() if one["zone"][-1] == "b"))
             machines.vanish(vanished[0])

@@ -17,7 +17,7 @@ from tests.end_to_end.held import Held, pids_of
 
 GENERATIONS = 100
 STEPS_BETWEEN = 24
-STEPS = 1600
+STEPS = 1400
 MORE_THREADS, MORE_FILES = 3, 8
 SURVIVORS = ("node1", "node2", "node3")
 

@@ -9,21 +9,14 @@ from pathlib import Path
 import pytest
 
 from cloud.local.provider import LocalProvider
-from tests.end_to_end.harness import Finished, processes_of, train
+from tests.end_to_end.harness import STEPS, Finished, processes_of, train
 
 pytestmark = pytest.mark.timeout(120)
 
-STEPS = 50
 # six nodes; one is killed without a warning, one comes, one is taken after a notice, one more is killed
 TRACE = "".join(f"0,add,n{k}\n" for k in range(6)) + "60,kill,n1\n110,add,n6\n200,remove,n2\n260,kill,n3\n"
 # one pipeline of four: a neighbour works for n1 until n6 comes, and the second node for the first
 THIN = "".join(f"0,add,n{k}\n" for k in range(4)) + "60,kill,n1\n150,add,n6\n210,kill,n0\n270,remove,n3\n"
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """Four nodes, no trace, nothing happens."""
-    return train(tmp_path_factory.mktemp("undisturbed"), "base", nodes=4, steps=STEPS)
 
 
 @pytest.mark.parametrize("policy", ["reactive", "checkpoint", "redundancy"])

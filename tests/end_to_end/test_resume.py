@@ -15,7 +15,7 @@ from cloud.local.sweep import sweep
 from runtime.control.job.journal import Journal
 from runtime.control.job.launch import resume
 from runtime.control.job.past import NotResumableError
-from tests.end_to_end.harness import Finished, lines, processes_of, train
+from tests.end_to_end.harness import Finished, lines, processes_of
 from tests.end_to_end.killed_launcher import OPTIONS
 
 pytestmark = pytest.mark.timeout(240)
@@ -30,12 +30,6 @@ WAYS: dict[str, dict[str, Any]] = {
     },
     "gradients": {"backup": "gradients"},
 }
-
-
-@pytest.fixture(scope="module")
-def quiet(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The run that all others must equal: nothing happens."""
-    return train(tmp_path_factory.mktemp("quiet"), "quiet", **OPTIONS)
 
 
 def killed(home: Path, moment: str, step: int, options: dict[str, Any] | None = None) -> int:
@@ -58,13 +52,13 @@ def workers(home: Path) -> set[int]:
     return {pid for row in rows for pid in row.pgids[1:]}
 
 
-def finished(home: Path, run: Finished, quiet: Finished) -> None:
+def finished(home: Path, run: Finished, undisturbed: Finished) -> None:
     """What must hold of a job that was resumed, whatever happened to it."""
     assert run.result.state == "done", run.result.why
     assert (run.result.samples_lost, run.result.samples_repeated) == (0, 0)
-    assert run.losses == quiet.losses
+    assert run.losses == undisturbed.losses
     assert [row["step"] for row in run.metrics] == list(range(OPTIONS["steps"]))
-    assert run.result.weights_sha256 == quiet.result.weights_sha256
+    assert run.result.weights_sha256 == undisturbed.result.weights_sha256
     journal = Journal(home)
     assert journal.open_intents("cut") == []
     assert journal.instances("cut", live_only=True) == []
@@ -79,7 +73,7 @@ def go_on(home: Path) -> Finished:
     return Finished(result, lines(folder / "metrics.jsonl"), lines(folder / "events.jsonl"))
 
 
-def test_a_launcher_is_killed_five_times(quiet: Finished, tmp_path: Path) -> None:
+def test_a_launcher_is_killed_five_times(undisturbed: Finished, tmp_path: Path) -> None:
     """At five moments of one job, each time after the last was resumed; living workers are never replaced.
 
     Between a decision and its word; when one worker has heard it; with a generation just begun; while
@@ -94,7 +88,7 @@ def test_a_launcher_is_killed_five_times(quiet: Finished, tmp_path: Path) -> Non
     assert killed(tmp_path, "survivors report", 45) >= 45
     assert killed(tmp_path, "all is committed", 60) == 60
     run = go_on(tmp_path)
-    finished(tmp_path, run, quiet)
+    finished(tmp_path, run, undisturbed)
     resumed = [event for event in run.events if event["kind"] == "resumed"]
     assert [event["text"] for event in resumed[:2]] == ["at step 11", "at step 21"]
     assert len(resumed) == 5
@@ -106,19 +100,21 @@ def test_a_launcher_is_killed_five_times(quiet: Finished, tmp_path: Path) -> Non
         resume(tmp_path, "cut")
 
 
-def test_without_nodes_a_job_goes_on_from_its_checkpoint(quiet: Finished, tmp_path: Path) -> None:
+def test_without_nodes_a_job_goes_on_from_its_checkpoint(undisturbed: Finished, tmp_path: Path) -> None:
     """The launcher is killed and then every node: steps after the checkpoint are done again, once."""
     assert killed(tmp_path, "a step is decided", 35) == 36
     _, doubtful = sweep(tmp_path / "jobs/cut")
     assert doubtful == ()
     run = go_on(tmp_path)
-    finished(tmp_path, run, quiet)
+    finished(tmp_path, run, undisturbed)
     (back,) = [event for event in run.events if event["kind"] == "rollback"]
     assert "back to step 20" in back["text"]
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_other_policies_backups_and_nodes_are_resumed_too(quiet: Finished, tmp_path: Path, way: str) -> None:
+def test_other_policies_backups_and_nodes_are_resumed_too(
+    undisturbed: Finished, tmp_path: Path, way: str
+) -> None:
     """Killed when one worker has heard of a step, and over the loss of a node: equal weights.
 
     Living workers go on with what they hold; the policy checkpoint goes back to the disk after the loss, and
@@ -132,7 +128,7 @@ def test_other_policies_backups_and_nodes_are_resumed_too(quiet: Finished, tmp_p
     if follows:
         assert sweep(tmp_path / "jobs/cut")[1] == ()
     run = go_on(tmp_path)
-    finished(tmp_path, run, quiet)
+    finished(tmp_path, run, undisturbed)
     resumed = [event["text"] for event in run.events if event["kind"] == "resumed"]
     assert resumed[0] == "at step 15" and len(resumed) == 2
     back = {event["text"].partition(",")[0] for event in run.events if event["kind"] == "rollback"}

@@ -27,7 +27,6 @@ class Held:
 @pytest.fixture(autouse=True)
 def no_collection() -> Iterator[None]:
     """Only what nothing refers to is freed."""
-    gc.collect()
     gc.disable()
     yield
     gc.enable()
