@@ -224,7 +224,7 @@ def leak(home: Path, score: Score) -> None:
     from tests.end_to_end.harness import train as train_quietly
 
     reaper, template = test_leaks.Reaper(), test_leaks.small_template()
-    run = train_quietly(home, "leak", reaper, nodes=4, steps=test_leaks.STEPS, template=template)
+    run = train_quietly(home, "leak", reaper, step_s=0.0, nodes=4, steps=test_leaks.STEPS, template=template)
     generations = run.result.migrations[-1].generation
     print(f"{reaper.deaths} deaths: what survivors and the launcher hold, late less early")
     score.say("generations", f"{generations:4d} {score.mark(generations, test_leaks.GENERATIONS, True)}")

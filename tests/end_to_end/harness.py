@@ -9,13 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cloud.local.provider import LocalProvider
 from parcae_cli.catalogue import load_measured_costs, load_template
 from runtime.control.job.job import JobResult, LaunchRequest
 from runtime.control.job.launch import run
+from tests.end_to_end.brake import Pace
 
 SEED = 11
 STEPS, LONG_STEPS = 60, 200  # of the undisturbed runs in conftest.py
+# Where something is to happen to a job, a step takes so long at least, and after the last event of its trace
+# there is so much time for what follows from it.
+STEP_S, AFTER_TRACE_S = 0.05, 1.5
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,13 @@ def train(
     name: str,
     watch: Callable[[int, LocalProvider], None] | None = None,
     trace: str | None = None,
+    step_s: float = STEP_S,
     **options: Any,
 ) -> Finished:
-    """Run gpt-tiny, if not told otherwise; `trace` is a trace's text, `options` are LaunchRequest's."""
+    """Run gpt-tiny, if not told otherwise; `trace` is a trace's text, `options` are LaunchRequest's.
+
+    No step takes less than `step_s`, unless nothing is to happen to the job.
+    """
     path = None
     if trace is not None:
         path = home / f"{name}.csv"
@@ -58,15 +68,39 @@ def train(
         cost_table=load_measured_costs(),
         **fields,
     )
-    result = run(request, watch)
+    if watch is None and trace is None and not request.faults:
+        result = run(request)
+    else:
+        result = run_in_step(request, watch, max(step_s, trace_s(request, trace) / request.steps))
     folder = home / "jobs" / name
     return Finished(result, lines(folder / "metrics.jsonl"), lines(folder / "events.jsonl"))
 
 
+def run_in_step(
+    request: LaunchRequest, watch: Callable[[int, LocalProvider], None] | None, step_s: float
+) -> JobResult:
+    """Run a job whose steps take `step_s` at least."""
+    with pytest.MonkeyPatch.context() as patch:
+        pace = Pace(patch, step_s)
+
+        def stepped(step: int, provider: Any) -> None:
+            pace.stepped()
+            if watch is not None:
+                watch(step, provider)
+
+        return run(request, stepped)
+
+
+def trace_s(request: LaunchRequest, trace: str | None) -> float:
+    """How long the steps of a job must take altogether for all of its trace to happen; 0: it has none."""
+    last_s = max((float(line.split(",")[0]) for line in (trace or "").splitlines()), default=0.0)
+    return last_s / request.speed + AFTER_TRACE_S if last_s else 0.0
+
+
 def quick_template() -> dict[str, Any]:
-    """gpt-tiny with two thirds of its mini-batch."""
+    """gpt-tiny with a third of its mini-batch."""
     template = load_template("gpt-tiny")
-    return {**template, "training": {**template["training"], "mini_batch": 24}}
+    return {**template, "training": {**template["training"], "mini_batch": 12}}
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -222,16 +221,14 @@ def quiet(home: Path, kind: Kind, steps: int) -> Finished:
     return train(home, "quiet", steps=steps, template=template_of(kind), **options)
 
 
-def blow(
-    home: Path, kind: Kind, seed: int, steps: int, runner: Callable[..., Finished] = train
-) -> tuple[Finished, Storm, Counter[str]]:
+def blow(home: Path, kind: Kind, seed: int, steps: int) -> tuple[Finished, Storm, Counter[str]]:
     """One storm; the third is how many workers ended themselves at each point."""
     options = {"nodes": NODES, "backup_every": 5, **kind.options}
     storm = Storm(seed, steps, home / "jobs" / "wild", options["nodes"], options["nodes"])
     faults = scripted(random.Random(seed), steps, options.get("gpus_per_node", 1))
     trace = "".join(f"0,add,n{number}\n" for number in range(options["nodes"]))
     options |= {"steps": steps, "speed": 60, "template": template_of(kind), "faults": faults}
-    run = runner(home, "wild", storm, trace, **options)
+    run = train(home, "wild", storm, trace, step_s=0.0, **options)
     return run, storm, deaths(home / "jobs" / "wild")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.end_to_end.brake import LONGEST_HOLD_S, Brake
-from tests.end_to_end.harness import STEPS, Finished, processes_of, train
+from tests.end_to_end.harness import STEPS, Finished, lines, processes_of, train
 from tests.end_to_end.sshd import Rack, python_without_parcae, rack
 
 pytestmark = pytest.mark.timeout(150)
@@ -50,7 +50,8 @@ def assert_equal(run: Finished, base: Finished, machines: Rack) -> None:
 
 def has_joined_again(home: Path, node: str) -> bool:
     """Whether a node has joined twice."""
-    return (home / "jobs/mine/events.jsonl").read_text().count(f"{node} joined") >= 2
+    events = lines(home / "jobs/mine/events.jsonl")
+    return sum(event["text"] == f"{node} joined" for event in events) >= 2
 
 
 def test_a_machine_dies_and_comes_back(

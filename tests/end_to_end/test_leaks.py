@@ -92,7 +92,7 @@ def small_template() -> dict[str, Any]:
 def test_a_hundred_generations_leave_nothing_behind(tmp_path: Path) -> None:
     """Memory, threads and open files of workers and of the coordinator stay what they were."""
     reaper = Reaper()
-    run = train(tmp_path, "long", reaper, nodes=4, steps=STEPS, template=small_template())
+    run = train(tmp_path, "long", reaper, step_s=0.0, nodes=4, steps=STEPS, template=small_template())
     assert run.result.migrations[-1].generation >= GENERATIONS
     assert run.result.state == "done"
     for name, held in reaper.seen.items():
