@@ -57,12 +57,12 @@ class Reaper:
     def wait_for_the_dead(self, provider: LocalProvider) -> None:
         """Groups wait for those who died in the last twenty seconds; how many depends on the machine.
 
-        So the last steps take a second each, until nothing waits any more.
+        So the last steps take longer, until nothing waits any more.
         """
         for name in SURVIVORS:
             self.seen[name].append(Held.by(pid_of_worker(provider, name)))
         if not all(self.is_as_before(name) for name in SURVIVORS):
-            time.sleep(1.0)
+            time.sleep(1.5)
 
     def is_as_before(self, name: str) -> bool:
         """Whether a process holds about as many threads and files as it did early."""
