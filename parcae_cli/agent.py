@@ -10,11 +10,14 @@ import sys
 
 TYPE_CHECKING = False  # typing takes longer to load than some starts do
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line and the node's own settings from the environment; returns the exit code."""
+def main(arguments: Sequence[str] | None = None, told: Callable[[int], None] | None = None) -> int:
+    """Parse the command line and the node's own settings from the environment; returns the exit code.
+
+    With `told` this process itself becomes the agent, and that is where the code goes.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if "--daemon" in words:
         from parcae_cli.nursery import start_agent
@@ -70,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         gpus=parsed.gpus,
         lease_file=lease_file,
     )
-    return end_node(options) if parsed.end else start_daemon(options, parsed.adopt)
+    return end_node(options) if parsed.end else start_daemon(options, parsed.adopt, told)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,14 @@ Whoever asks is a Python that lives for this alone, so it loads next to nothing.
 
 from __future__ import annotations
 
-import json
 import os
-import socket
+import sys
+from _socket import (
+    AF_UNIX,
+    SCM_RIGHTS,
+    SOL_SOCKET,
+    socket,
+)  # what is around it in `socket` takes 6 ms to load
 
 ZYGOTE = "PARCAE_AGENT_ZYGOTE"  # the environment's name for the path of the zygote's socket
 
@@ -22,14 +27,17 @@ def start_agent(arguments: list[str]) -> int | None:
     folder, name = os.path.split(os.environ[ZYGOTE])
     here = os.getcwd()  # noqa: PTH109 - pathlib is slow to load
     request = {"agent": arguments, "folder": here, "environment": dict(os.environ)}
-    text = json.dumps(request).encode() + b"\n"
-    with socket.socket(socket.AF_UNIX) as connection:
-        try:
-            near = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # as `cloud.processes.short_path`
-            connection.connect(f"/proc/self/fd/{near}/{name}")
-            socket.send_fds(connection, [text[:1]], [0, 1, 2])
-            connection.sendall(text[1:])
-            code = connection.recv(8)
-        except OSError:
-            return None
+    text = repr(request).encode() + b"\n"
+    standard = b"".join(descriptor.to_bytes(4, sys.byteorder) for descriptor in (0, 1, 2))
+    connection = socket(AF_UNIX)
+    try:
+        near = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # as `cloud.processes.short_path`
+        connection.connect(f"/proc/self/fd/{near}/{name}")
+        connection.sendmsg([text[:1]], [(SOL_SOCKET, SCM_RIGHTS, standard)])
+        connection.sendall(text[1:])
+        code = connection.recv(8)
+    except OSError:
+        return None
+    finally:
+        connection.close()
     return int(code) if code else None

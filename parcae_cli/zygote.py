@@ -11,10 +11,10 @@ output and error: the child has them for its own, and answers with its exit code
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import gc
 import importlib
-import json
 import os
 import select
 import signal
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             connection.settimeout(_REQUEST_TIMEOUT_S)
             try:
                 _serve(connection, listener, parsed.lifeline_fd)
-            except (OSError, ValueError, KeyError):
+            except (OSError, SyntaxError, ValueError, KeyError):
                 traceback.print_exc()
 
 
@@ -77,7 +77,7 @@ def _serve(connection: socket.socket, listener: socket.socket, lifeline_fd: int)
         if not first:
             return
         with connection.makefile("rb") as lines:
-            request = json.loads(first + lines.readline())
+            request = ast.literal_eval((first + lines.readline()).decode())
         agent = "agent" in request
         if len(descriptors) != (3 if agent else 1):
             return
@@ -99,8 +99,13 @@ def _serve(connection: socket.socket, listener: socket.socket, lifeline_fd: int)
 
 
 def _start_agent(request: dict[str, object], descriptors: Sequence[int], connection: socket.socket) -> None:
-    """The child: what the process that asked would have done. Never returns."""
+    """The child becomes the agent that the process which asked would have started. Never returns."""
     code = 1
+
+    def told(code: int) -> None:
+        connection.sendall(str(code).encode())
+        connection.close()
+
     try:
         _begin(request, "start")
         from parcae_cli.agent import main as agent_main
@@ -110,12 +115,11 @@ def _start_agent(request: dict[str, object], descriptors: Sequence[int], connect
         for own, given in enumerate(descriptors):
             os.dup2(given, own)
             os.close(given)
-        os.register_at_fork(after_in_child=connection.close)  # the daemon outlives its start
         arguments = request["agent"]
         assert isinstance(arguments, list)
-        code = agent_main([str(word) for word in arguments])
+        code = agent_main([str(word) for word in arguments], told)
         sys.stdout.flush()
-        connection.sendall(str(code).encode())
+        told(code)
     except BaseException:  # noqa: BLE001 - whoever asked sees it on its own standard error
         traceback.print_exc()
     finally:

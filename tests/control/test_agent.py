@@ -95,8 +95,13 @@ def test_an_agent_is_forked_where_one_process_has_loaded_everything(folder: Path
         assert kind == b"h1"
         for pid in (agent["pid"], hello["pid"]):
             assert b"parcae_cli.zygote" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            assert Path(f"/proc/{pid}/stat").read_text().split()[3] == str(zygote.pid), "it is forked once"
         niceness = {pid: os.getpriority(os.PRIO_PROCESS, pid) for pid in (agent["pid"], hello["pid"])}
         assert niceness[hello["pid"]] - niceness[agent["pid"]] == TRAINING
+        with pytest.raises(AssertionError, match="the agent did not start; see "):
+            start(folder, 20.0, **where, PARCAE_LOG=str(folder))
+        assert start_ticks(agent["pid"]) is None, "it was ended for the one that could not start"
+        agent = start(folder, 20.0, **where)
         assert zygote.stdin is not None
         zygote.stdin.close()
     successor = start(folder, 20.0, **where)

@@ -9,7 +9,9 @@ import os
 import shutil
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn, TextIO
 
 from cloud.processes import Register, is_alive, wait_until_gone
 from runtime.control.node.agent import Agent, AgentOptions
@@ -38,11 +40,14 @@ def living_agent(folder: Path, register: Register) -> str:
     return ""
 
 
-def start_daemon(options: AgentOptions, adopt: bool = False) -> int:
+def start_daemon(
+    options: AgentOptions, adopt: bool = False, told: Callable[[int], None] | None = None
+) -> int:
     """Start the agent in a session of its own; returns an exit code.
 
     It prints one JSON line {"agent","socket","pid"} once it listens. Starts in one folder wait for each
     other; the last one wins. With `adopt` an agent that lives there already is left at work, and speaks.
+    With `told` this very process, the leader of a session, becomes the agent: the code goes there.
     """
     register = Register(options.register)
     with (options.folder / "agent.lock").open("w") as lock:
@@ -51,11 +56,14 @@ def start_daemon(options: AgentOptions, adopt: bool = False) -> int:
             print(line, flush=True)
             return 0
         fence(options.folder, register)
+        if told is not None:
+            _become_daemon(options, register, lock, told)
         read_end, write_end = os.pipe()
         if os.fork() == 0:
             os.close(read_end)
             lock.close()
-            _be_daemon(options, register, write_end)
+            os.setsid()
+            _be_daemon(options, register, lambda line: _write_and_close(write_end, line))
         os.close(write_end)
         with os.fdopen(read_end) as ready:
             line = ready.readline()
@@ -90,11 +98,39 @@ def end_node(options: AgentOptions) -> int:
     return 0
 
 
-def _be_daemon(options: AgentOptions, register: Register, ready: int) -> None:
-    """The daemon's own process, from its birth to its end."""
-    code = 1
+def _write_and_close(descriptor: int, line: bytes) -> None:
+    os.write(descriptor, line)
+    os.close(descriptor)
+
+
+def _become_daemon(
+    options: AgentOptions, register: Register, lock: TextIO, told: Callable[[int], None]
+) -> NoReturn:
+    """Be the agent in this process; its standard output and error are let go of once it listens."""
+    out, error = os.dup(1), os.dup(2)
+
+    def ready(line: bytes) -> None:
+        _write_and_close(out, line)
+        os.close(error)
+        lock.close()
+        told(0)
+
+    def failed() -> None:
+        _write_and_close(error, f"the agent did not start; see {options.log}\n".encode())
+        told(1)
+
+    _be_daemon(options, register, ready, failed)
+
+
+def _be_daemon(
+    options: AgentOptions,
+    register: Register,
+    ready: Callable[[bytes], None],
+    failed: Callable[[], None] = lambda: None,
+) -> NoReturn:
+    """The daemon's own process, from its birth to its end; `failed` is called if it never was `ready`."""
+    code, listens = 1, False
     try:
-        os.setsid()
         if not register.enter("agent"):
             os._exit(1)
         null = os.open(os.devnull, os.O_RDONLY)
@@ -105,12 +141,14 @@ def _be_daemon(options: AgentOptions, register: Register, ready: int) -> None:
         agent = Agent(options)
         agent.listen()
         words = {"agent": agent.id, "socket": agent.socket_path, "pid": os.getpid()}
-        os.write(ready, json.dumps(words).encode() + b"\n")
-        os.close(ready)
+        ready(json.dumps(words).encode() + b"\n")
+        listens = True
         agent.run()
         code = 0
     except BaseException:  # noqa: BLE001 - the last thing this process does is to say why
         traceback.print_exc()
+        if not listens:
+            failed()
     finally:
         sys.stderr.flush()
         os._exit(code)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -94,7 +93,7 @@ class WorkerProcess:
                 "environment": worker_environment(os.environ, self._plan),
             }
             # The descriptor travels with the first byte; the request may need several sends.
-            text = json.dumps(request).encode() + b"\n"
+            text = repr(request).encode() + b"\n"
             socket.send_fds(nursery, [text[:1]], [far_end.fileno()])
             nursery.sendall(text[1:])
         except OSError:
