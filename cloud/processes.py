@@ -159,18 +159,20 @@ class Register:
             self._mark.touch()
 
     def records(self) -> list[ProcessRecord]:
-        """Everyone who ever entered. Broken lines (a machine that lost power) are skipped."""
+        """Everyone who ever entered, in the last role it took. Broken lines (of a crash) are skipped."""
         try:
             lines = self.path.read_text().splitlines()
         except FileNotFoundError:
             return []
-        found = []
+        found: dict[tuple[int, int], ProcessRecord] = {}
         for line in lines:
             pid, _, rest = line.partition(" ")
             ticks, _, role = rest.partition(" ")
             if pid.isdigit() and ticks.isdigit():
-                found.append(ProcessRecord(int(pid), int(ticks), role))
-        return found
+                one = ProcessRecord(int(pid), int(ticks), role)
+                found.pop((one.pid, one.start_ticks), None)
+                found[one.pid, one.start_ticks] = one
+        return list(found.values())
 
     def kill(self) -> dict[ProcessRecord, Fate]:
         """Close the register and SIGKILL everyone in it. Does not wait for them to be gone."""

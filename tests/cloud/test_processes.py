@@ -105,3 +105,10 @@ def test_what_was_about_to_end_is_not_in_doubt(tmp_path: Path, monkeypatch: pyte
     fates = iter([Fate.DOUBTFUL, Fate.GONE, Fate.GONE])
     monkeypatch.setattr("cloud.processes.kill_group", lambda *rest: next(fates))
     assert sweep(tmp_path) == ((), ())
+
+
+def test_a_process_has_the_role_that_it_took_last(tmp_path: Path) -> None:
+    """What is forked to start an agent becomes it, and is one process on record."""
+    register = Register(tmp_path / "pgids")
+    assert register.enter("start") and register.enter("agent")
+    assert [(record.pid, record.role) for record in register.records()] == [(os.getpid(), "agent")]

@@ -102,7 +102,7 @@ def test_a_host_is_told_how_long_before_the_end_its_notices_come(
     said = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, check=True)
     assert said.stdout.split() == ["120", "gcp"]
     seen: list[AgentOptions] = []
-    monkeypatch.setattr(daemon, "start_daemon", lambda options, adopt: seen.append(options) or 0)
+    monkeypatch.setattr(daemon, "start_daemon", lambda options, adopt, told: seen.append(options) or 0)
     monkeypatch.setenv("PARCAE_NOTICE_S", "120")
     agent.main(["--daemon"])
     assert seen[0].notice_s == 120.0
